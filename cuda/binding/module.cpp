@@ -36,4 +36,5 @@ NB_MODULE(_C, module) {
   convt::binding::bind_geometry(module);
   convt::binding::bind_host(module);
   convt::binding::bind_device(module);
+  convt::binding::bind_eager(module);
 }

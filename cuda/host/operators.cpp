@@ -62,62 +62,94 @@ std::int64_t products(const Problem& problem, std::int64_t images) {
   return images * problem.in_channels * problem.group_out_channels() * problem.taps() * problem.input_pixels();
 }
 
-void correlate(const Problem& problem, Direction direction, DType dtype, const TensorView& source, const TensorView& filter,
-               const TensorView* bias, const TensorView& destination) {
-  if (elements(destination) == 0) return;
-  const Kernels& functions = kernels();
-  const int type = int(dtype);
-  const std::int64_t size = accumulator_size(dtype);
-  const std::int64_t work = products(problem, destination.sizes[0]);
-  const int threads = threads_for(work + elements(destination));
-  CorrelationPlan plan = plan_correlation(problem, direction, source, filter, destination, dtype, functions, threads);
-  CorrelationArgs& args = plan.args;
+std::int64_t storage_size(DType dtype) { return dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2; }
 
-  advise_huge_pages(destination, dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2);
-  const std::int64_t channels = destination.sizes[1];
-  Scratch bias_row;
-  if (bias) {
-    bias_row = allocate((channels + 16) * size);
-    functions.widen_bias[type](*bias, bias_row.get());
-    args.bias = bias_row.get();
+// A correlation that is ready to run on any data of its shapes.
+struct Correlation {
+  Correlation(const Problem& problem, Direction direction, DType dtype, const TensorView& source, const TensorView& filter,
+              const TensorView& destination)
+      : functions(kernels()),
+        type(int(dtype)),
+        accumulator_bytes(accumulator_size(dtype)),
+        storage_bytes(storage_size(dtype)),
+        work(products(problem, destination.sizes[0])),
+        threads(threads_for(work + elements(destination))),
+        plan(plan_correlation(problem, direction, source, filter, destination, dtype, functions, threads)) {}
+
+  void run(const void* source, const void* filter, const TensorView* bias, void* destination) const {
+    CorrelationArgs args = plan.args;
+    args.patch.source.data = const_cast<void*>(source);
+    args.filter = filter;
+    args.destination.data = destination;
+    const std::int64_t channels = args.destination.sizes[1], images = args.destination.sizes[0];
+    Scratch bias_row;
+    if (bias) {
+      bias_row = allocate((channels + 16) * accumulator_bytes);
+      functions.widen_bias[type](*bias, bias_row.get());
+      args.bias = bias_row.get();
+    }
+    advise_huge_pages(args.destination, storage_bytes);
+    Scratch packed;
+    if (work <= kTinyProducts || !pack(args, packed)) {
+      parallel_for(images * channels, threads, [&](std::int64_t task, int) {
+        functions.correlate_exact[type](args, task / channels, task % channels);
+      });
+      return;
+    }
+    const std::int64_t bytes = round_up(plan.scratch_elements * accumulator_bytes, 64);
+    const int team = int(std::min<std::int64_t>(threads, plan.tasks));
+    const Scratch scratch = allocate(bytes * team);
+    parallel_for(plan.tasks, team, [&](std::int64_t task, int thread) {
+      functions.correlate[type](args, task, static_cast<char*>(scratch.get()) + thread * bytes);
+    });
   }
-  bool exact = work <= kTinyProducts;
-  Scratch packed;
-  if (!exact) {
-    packed = allocate(plan.packed_elements * size);
+
+  // False: the filter holds Inf or NaN, and only the definition keeps those where they belong.
+  bool pack(CorrelationArgs& args, Scratch& packed) const {
+    packed = allocate(plan.packed_elements * accumulator_bytes);
     args.packed_filter = packed.get();
     std::atomic<bool> finite{true};
     parallel_for(args.groups * args.panels, threads, [&](std::int64_t task, int) {
       if (!functions.pack_filter[type](args, task / args.panels, task % args.panels)) finite = false;
     });
-    exact = !finite;
+    return finite;
   }
-  if (exact) {
-    parallel_for(destination.sizes[0] * channels, threads, [&](std::int64_t task, int) {
-      functions.correlate_exact[type](args, task / channels, task % channels);
-    });
-    return;
-  }
-  const std::int64_t bytes = round_up(plan.scratch_elements * size, 64);
-  const int team = int(std::min<std::int64_t>(threads, plan.tasks));
-  Scratch scratch = allocate(bytes * team);
-  parallel_for(plan.tasks, team, [&](std::int64_t task, int thread) {
-    functions.correlate[type](args, task, static_cast<char*>(scratch.get()) + thread * bytes);
-  });
-}
+
+  const Kernels& functions;
+  int type;
+  std::int64_t accumulator_bytes, storage_bytes, work;
+  int threads;
+  CorrelationPlan plan;
+};
 
 }  // namespace
 
 void set_poison(bool on) { poison = on; }
 
+struct PreparedForward::State {
+  Correlation correlation;
+};
+
+PreparedForward::PreparedForward(const Problem& problem, DType dtype, const TensorView& input, const TensorView& filter,
+                                 const TensorView& output)
+    : state_(new State{{problem, Direction::forward, dtype, input, filter, output}}) {}
+PreparedForward::~PreparedForward() = default;
+bool PreparedForward::is_tiny() const { return state_->correlation.work <= kTinyProducts; }
+void PreparedForward::run(const void* input, const void* filter, const TensorView* bias, void* output) const {
+  state_->correlation.run(input, filter, bias, output);
+}
+
 void forward(const Problem& problem, DType dtype, const TensorView& input, const TensorView& filter, const TensorView* bias,
              const TensorView& output) {
-  correlate(problem, Direction::forward, dtype, input, filter, bias, output);
+  if (elements(output) == 0) return;
+  Correlation(problem, Direction::forward, dtype, input, filter, output).run(input.data, filter.data, bias, output.data);
 }
 
 void grad_input(const Problem& problem, DType dtype, const TensorView& grad_output, const TensorView& filter,
                 const TensorView& grad_input) {
-  correlate(problem, Direction::grad_input, dtype, grad_output, filter, nullptr, grad_input);
+  if (elements(grad_input) == 0) return;
+  Correlation(problem, Direction::grad_input, dtype, grad_output, filter, grad_input)
+      .run(grad_output.data, filter.data, nullptr, grad_input.data);
 }
 
 void grad_weight(const Problem& problem, DType dtype, const TensorView& grad_output, const TensorView& input,

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <memory>
+
 #include "geometry/problem.hpp"
 #include "host/tensor.hpp"
 
@@ -9,6 +11,21 @@ namespace convt::host {
 
 void forward(const Problem& problem, DType dtype, const TensorView& input, const TensorView& filter, const TensorView* bias,
              const TensorView& output);
+
+// The same with everything that does not depend on the data done once.
+class PreparedForward {
+ public:
+  // The views' data pointers are not looked at.
+  PreparedForward(const Problem& problem, DType dtype, const TensorView& input, const TensorView& filter, const TensorView& output);
+  ~PreparedForward();
+  void run(const void* input, const void* filter, const TensorView* bias, void* output) const;
+  bool is_tiny() const;   // a microsecond or less: not worth releasing a lock for
+
+ private:
+  struct State;
+  std::unique_ptr<const State> state_;
+};
+
 void grad_input(const Problem& problem, DType dtype, const TensorView& grad_output, const TensorView& filter,
                 const TensorView& grad_input);
 void grad_weight(const Problem& problem, DType dtype, const TensorView& grad_output, const TensorView& input,
