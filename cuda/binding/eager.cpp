@@ -17,7 +17,8 @@ namespace convt::binding {
 namespace {
 
 enum Slot { kInput, kWeight, kBias, kStride, kPadding, kOutputPadding, kGroups, kDilation, kSlots };
-constexpr const char* kNames[kSlots] = {"input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation"};
+constexpr const char* kNames[kSlots] = {"input",   "weight",         "bias",   "stride",
+                                        "padding", "output_padding", "groups", "dilation"};
 constexpr int kRanks = 3;
 constexpr std::size_t kMaxPlans = 1024;
 
@@ -32,7 +33,8 @@ struct Key {
 struct KeyHash {
   std::size_t operator()(const Key& key) const {
     std::uint64_t hash = 0x9e3779b97f4a7c15u;
-    for (const std::int64_t word : key.words) hash = (hash ^ std::uint64_t(word)) * 0x2127599bf4325c37u, hash ^= hash >> 29;
+    for (const std::int64_t word : key.words)
+      hash = (hash ^ std::uint64_t(word)) * 0x2127599bf4325c37u, hash ^= hash >> 29;
     return hash;
   }
 };
@@ -41,25 +43,25 @@ struct Plan {
   Route plain = Route::python, recorded = Route::python;
   nb::object output_size;                          // the tuple for new_empty
   std::unique_ptr<host::PreparedForward> forward;  // when plain is native
-  std::array<nb::object, 8> small;                 // slow_conv_transposeNd's arguments but the tensors, when recorded is aten_small
-  std::size_t small_count = 0;                     // trailing defaults are left out: parsing them costs more than the product
+  std::array<nb::object, 8> small;  // slow_conv_transposeNd's arguments but the tensors, when recorded is aten_small
+  std::size_t small_count = 0;  // trailing defaults are left out: parsing them costs more than the product
 };
 
 // Python objects that calls need, filled by `connect` and kept for good: they outlive the interpreter's teardown order.
 struct Connection {
   PyObject* tensor_type;
   PyObject* parameter_type;
-  PyObject* full[kRanks];        // convt's Python functions
-  PyObject* aten[kRanks];        // torch.conv_transpose{1,2,3}d
+  PyObject* full[kRanks];  // convt's Python functions
+  PyObject* aten[kRanks];  // torch.conv_transpose{1,2,3}d
   PyObject* aten_small[kRanks];  // torch._C._nn.slow_conv_transpose{2,3}d: no oneDNN, no setup; None in 1-D
-  PyObject* resolve;             // (rank, input, weight, bias, ...) -> (plain, recorded, output_size)
+  PyObject* resolve;  // (rank, input, weight, bias, ...) -> (plain, recorded, output_size)
   PyObject* grad_enabled;
-  PyObject* watchers[6];         // callables that return something true when a call must pass the dispatcher
+  PyObject* watchers[6];  // callables that return something true when a call must pass the dispatcher
   int watcher_count;
-  int op_watcher_count;          // the first ones ask for convt's op by name; to the others ATen's is as good
-  PyObject* forward_ad;          // the dictionary that holds _current_level
+  int op_watcher_count;  // the first ones ask for convt's op by name; to the others ATen's is as good
+  PyObject* forward_ad;  // the dictionary that holds _current_level
   PyObject *current_level, *is_neg, *new_empty;
-  PyObject* requires_grad;       // Tensor's descriptor: asked directly, it costs a third of an attribute look-up
+  PyObject* requires_grad;  // Tensor's descriptor: asked directly, it costs a third of an attribute look-up
   descrgetfunc get_requires_grad;
   PyObject* names[kSlots];
 };
@@ -175,7 +177,8 @@ bool in_forward_ad() {
 }
 
 bool wants_grad(PyObject* tensor) {
-  return !is_false(connection->get_requires_grad(connection->requires_grad, tensor, reinterpret_cast<PyObject*>(Py_TYPE(tensor))));
+  return !is_false(
+      connection->get_requires_grad(connection->requires_grad, tensor, reinterpret_cast<PyObject*>(Py_TYPE(tensor))));
 }
 bool is_negated(PyObject* tensor) {
   PyObject* const method = PyObject_GetAttr(tensor, connection->is_neg);
@@ -202,8 +205,10 @@ void keep_small(Plan& plan, int rank, PyObject* const* values, const TorchTensor
     square = square && weight.sizes[axis + 2] == weight.sizes[2];
     kernel_size.append(weight.sizes[axis + 2]);
   }
-  const nb::object standard[8] = {nb::none(), nb::none(), square ? nb::object(nb::int_(weight.sizes[2])) : nb::object(nb::tuple(kernel_size)),
-                                  nb::none(), nb::int_(1), nb::int_(0), nb::int_(0), nb::int_(1)};
+  const nb::object standard[8] = {
+      nb::none(),  nb::none(),  square ? nb::object(nb::int_(weight.sizes[2])) : nb::object(nb::tuple(kernel_size)),
+      nb::none(),  nb::int_(1), nb::int_(0),
+      nb::int_(0), nb::int_(1)};
   plan.small_count = 3;
   for (std::size_t i = 0; i < 8; ++i) {
     PyObject* const given = kSmallOrder[i] == kSlots ? nullptr : values[kSmallOrder[i]];
@@ -242,7 +247,8 @@ void learn(const Key& key, int rank, PyObject* const* values, const TorchTensor&
     // A contiguous result: what new_empty gives.
     std::int64_t stride = 1;
     for (int axis = result.rank; axis-- > 0; stride *= result.sizes[axis]) result.strides[axis] = stride;
-    plan->forward = std::make_unique<host::PreparedForward>(problem, input.dtype, view_of(input), view_of(weight), view_of(result));
+    plan->forward =
+        std::make_unique<host::PreparedForward>(problem, input.dtype, view_of(input), view_of(weight), view_of(result));
   }
   plans().insert(key, std::move(plan));
 }
@@ -269,7 +275,8 @@ PyObject* run_native(const Plan& plan, PyObject* input_object, const TorchTensor
     }
   } catch (const std::bad_alloc&) {
     Py_DECREF(output);
-    PyErr_SetString(PyExc_MemoryError, "convt: not enough memory for the packed filter and the patches of this transposed convolution");
+    PyErr_SetString(PyExc_MemoryError,
+                    "convt: not enough memory for the packed filter and the patches of this transposed convolution");
     return nullptr;
   }
   return output;
@@ -284,15 +291,18 @@ PyObject* answer(int rank, PyObject* const* arguments, Py_ssize_t count, PyObjec
   if (!call.parse(arguments, count, keywords)) return in_python();
   PyObject* const* const values = call.values;
   const bool has_bias = values[kBias] && values[kBias] != Py_None;
-  if (!is_tensor(values[kInput], false) || !is_tensor(values[kWeight], true) || (has_bias && !is_tensor(values[kBias], true)) ||
-      !unwatched(connection->op_watcher_count, connection->watcher_count) || in_forward_ad() || !integers(values[kStride], rank, 1, shared) || !integers(values[kPadding], rank, 0, shared + 3) ||
+  if (!is_tensor(values[kInput], false) || !is_tensor(values[kWeight], true) ||
+      (has_bias && !is_tensor(values[kBias], true)) ||
+      !unwatched(connection->op_watcher_count, connection->watcher_count) || in_forward_ad() ||
+      !integers(values[kStride], rank, 1, shared) || !integers(values[kPadding], rank, 0, shared + 3) ||
       !integers(values[kOutputPadding], rank, 0, shared + 6) || !integers(values[kDilation], rank, 1, shared + 9) ||
       (values[kGroups] && !integer(values[kGroups], groups)) || !read_tensor(values[kInput], input) ||
       !read_tensor(values[kWeight], weight) || (has_bias && !read_tensor(values[kBias], bias))) {
     return in_python();
   }
-  if (!input.on_cpu || !weight.on_cpu || !input.supported_dtype || weight.dtype != input.dtype || !weight.supported_dtype ||
-      input.rank != rank + 2 || weight.rank != rank + 2 || input.elements() == 0 || weight.elements() == 0) {
+  if (!input.on_cpu || !weight.on_cpu || !input.supported_dtype || weight.dtype != input.dtype ||
+      !weight.supported_dtype || input.rank != rank + 2 || weight.rank != rank + 2 || input.elements() == 0 ||
+      weight.elements() == 0) {
     return in_python();
   }
   // A bias that is wrong in any way is for Python to explain.
@@ -326,12 +336,14 @@ PyObject* answer(int rank, PyObject* const* arguments, Py_ssize_t count, PyObjec
     }
     return output;
   }
-  const bool recorded = !is_false(PyObject_CallNoArgs(connection->grad_enabled)) &&
-                        (wants_grad(values[kWeight]) || wants_grad(values[kInput]) || (has_bias && wants_grad(values[kBias])));
+  const bool recorded =
+      !is_false(PyObject_CallNoArgs(connection->grad_enabled)) &&
+      (wants_grad(values[kWeight]) || wants_grad(values[kInput]) || (has_bias && wants_grad(values[kBias])));
   switch (recorded ? plan->recorded : plan->plain) {
     case Route::native:
       if (!unwatched(0, connection->op_watcher_count)) return in_python();
-      if (is_negated(values[kInput]) || is_negated(values[kWeight]) || (has_bias && is_negated(values[kBias]))) return in_python();
+      if (is_negated(values[kInput]) || is_negated(values[kWeight]) || (has_bias && is_negated(values[kBias])))
+        return in_python();
       return run_native(*plan, values[kInput], input, weight, has_bias ? &bias : nullptr);
     case Route::aten:
       return call_with(connection->aten[rank - 1], arguments, count, keywords);
@@ -376,7 +388,8 @@ void connect(nb::dict from) {
   made->forward_ad = keep("forward_ad");
   made->current_level = intern("_current_level");
   made->requires_grad = keep("requires_grad");
-  made->get_requires_grad = reinterpret_cast<descrgetfunc>(PyType_GetSlot(Py_TYPE(made->requires_grad), Py_tp_descr_get));
+  made->get_requires_grad =
+      reinterpret_cast<descrgetfunc>(PyType_GetSlot(Py_TYPE(made->requires_grad), Py_tp_descr_get));
   if (!made->get_requires_grad) throw nb::type_error("requires_grad must be a descriptor");
   made->is_neg = intern("is_neg");
   made->new_empty = intern("new_empty");
@@ -384,13 +397,15 @@ void connect(nb::dict from) {
   connection = made;
 }
 
-#define CONVT_SIGNATURE "(input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1)\n--\n\n"
+#define CONVT_SIGNATURE \
+  "(input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1)\n--\n\n"
 
 template <int Rank>
 void add(nb::module_& module, const char* name, const char* documentation) {
   // Lives as long as the function it describes: for good.
-  auto* const method = new PyMethodDef{name, reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&conv_transpose<Rank>)),
-                                       METH_FASTCALL | METH_KEYWORDS, documentation};
+  auto* const method =
+      new PyMethodDef{name, reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&conv_transpose<Rank>)),
+                      METH_FASTCALL | METH_KEYWORDS, documentation};
   const nb::object owner = nb::str("convt");
   module.attr(name) = nb::steal(PyCFunction_NewEx(method, nullptr, owner.ptr()));
 }
@@ -398,12 +413,15 @@ void add(nb::module_& module, const char* name, const char* documentation) {
 }  // namespace
 
 void bind_eager(nb::module_& module) {
-  add<1>(module, "conv_transpose1d", "conv_transpose1d" CONVT_SIGNATURE "Transposed convolution; see convt.functional.");
-  add<2>(module, "conv_transpose2d", "conv_transpose2d" CONVT_SIGNATURE "Transposed convolution; see convt.functional.");
-  add<3>(module, "conv_transpose3d", "conv_transpose3d" CONVT_SIGNATURE "Transposed convolution; see convt.functional.");
+  add<1>(module, "conv_transpose1d",
+         "conv_transpose1d" CONVT_SIGNATURE "Transposed convolution; see convt.functional.");
+  add<2>(module, "conv_transpose2d",
+         "conv_transpose2d" CONVT_SIGNATURE "Transposed convolution; see convt.functional.");
+  add<3>(module, "conv_transpose3d",
+         "conv_transpose3d" CONVT_SIGNATURE "Transposed convolution; see convt.functional.");
   module.def("connect", &connect, "objects"_a, "Hands over the Python objects that the eager entry needs.");
-  module.def("forget_plans", [] { plans().clear(); },
-      "Drops what the eager entry has learned, after a change of settings.");
+  module.def(
+      "forget_plans", [] { plans().clear(); }, "Drops what the eager entry has learned, after a change of settings.");
 }
 
 }  // namespace convt::binding

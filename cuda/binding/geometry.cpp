@@ -14,7 +14,8 @@ nb::tuple pair(std::int64_t a, std::int64_t b) { return nb::make_tuple(a, b); }
 
 void check_axis(const Axis& axis) {
   const auto require = [](bool legal, const char* name, std::int64_t value, const char* rule) {
-    if (!legal) throw nb::value_error((std::string(name) + " is " + std::to_string(value) + "; legal: " + rule).c_str());
+    if (!legal)
+      throw nb::value_error((std::string(name) + " is " + std::to_string(value) + "; legal: " + rule).c_str());
   };
   require(axis.input >= 1, "input", axis.input, "at least 1");
   require(axis.filter >= 1, "filter", axis.filter, "at least 1");
@@ -30,7 +31,9 @@ void bind_geometry(nb::module_& module) {
   nb::enum_<Origin>(module, "Origin", "Where the q-grid starts: o + origin = stride * q + phase.")
       .value("padded", Origin::padded, "origin = padding: shifts do not depend on the padding")
       .value("aligned", Origin::aligned, "origin = 0: phase = o mod stride");
-  nb::class_<Axis>(module, "Axis", "One spatial axis of a transposed convolution, in pixels: o + padding = stride * i + dilation * tap.")
+  nb::class_<Axis>(
+      module, "Axis",
+      "One spatial axis of a transposed convolution, in pixels: o + padding = stride * i + dilation * tap.")
       .def(
           "__init__",
           [](Axis* self, std::int64_t input, std::int64_t filter, std::int64_t stride, std::int64_t padding,
@@ -49,34 +52,47 @@ void bind_geometry(nb::module_& module) {
       .def_prop_ro("output", &Axis::output, "output extent")
       .def_prop_ro("tap_period", &tap_period, "taps of one phase are this far apart")
       .def(
-          "tap", [](const Axis& axis, std::int64_t tap, Origin origin) {
+          "tap",
+          [](const Axis& axis, std::int64_t tap, Origin origin) {
             const Tap at = tap_of(axis, tap, origin);
             return pair(at.shift, at.phase);
-          }, "tap"_a, "origin"_a = Origin::padded, "(shift, phase) of a tap: it reads input pixel q - shift")
+          },
+          "tap"_a, "origin"_a = Origin::padded, "(shift, phase) of a tap: it reads input pixel q - shift")
       .def(
-          "q_grid", [](const Axis& axis, Origin origin) {
+          "q_grid",
+          [](const Axis& axis, Origin origin) {
             const QGrid grid = q_grid(axis, origin);
             return pair(grid.begin, grid.count);
-          }, "origin"_a = Origin::padded, "(first q, number of q positions) that cover the output")
+          },
+          "origin"_a = Origin::padded, "(first q, number of q positions) that cover the output")
       .def(
-          "output_of", [](const Axis& axis, std::int64_t q, std::int64_t phase, Origin origin) { return output_of(axis, q, phase, origin); },
+          "output_of",
+          [](const Axis& axis, std::int64_t q, std::int64_t phase, Origin origin) {
+            return output_of(axis, q, phase, origin);
+          },
           "q"_a, "phase"_a, "origin"_a = Origin::padded, "output pixel at q of a phase, perhaps outside the output")
       .def(
-          "phase_range", [](const Axis& axis, std::int64_t phase, Origin origin) {
+          "phase_range",
+          [](const Axis& axis, std::int64_t phase, Origin origin) {
             const Range range = phase_range(axis, phase, origin);
             return pair(range.begin, range.end);
-          }, "phase"_a, "origin"_a = Origin::padded, "[begin, end) of the q whose output pixel of this phase exists")
+          },
+          "phase"_a, "origin"_a = Origin::padded, "[begin, end) of the q whose output pixel of this phase exists")
       .def(
-          "patch", [](const Axis& axis, std::int64_t q_begin, std::int64_t q_end, Origin origin) {
+          "patch",
+          [](const Axis& axis, std::int64_t q_begin, std::int64_t q_end, Origin origin) {
             const Range range = patch_of(axis, {q_begin, q_end}, origin);
             return pair(range.begin, range.end);
-          }, "q_begin"_a, "q_end"_a, "origin"_a = Origin::padded, "[begin, end) of the input pixels that a box of q reads")
+          },
+          "q_begin"_a, "q_end"_a, "origin"_a = Origin::padded, "[begin, end) of the input pixels that a box of q reads")
       .def("halo", &halo, "origin"_a = Origin::padded, "pixels a patch has more than its box")
       .def(
-          "tap_input_range", [](const Axis& axis, std::int64_t tap) {
+          "tap_input_range",
+          [](const Axis& axis, std::int64_t tap) {
             const Range range = tap_input_range(axis, tap);
             return pair(range.begin, range.end);
-          }, "tap"_a, "[begin, end) of the input pixels that reach an existing output through a tap");
+          },
+          "tap"_a, "[begin, end) of the input pixels that reach an existing output through a tap");
 }
 
 }  // namespace convt::binding

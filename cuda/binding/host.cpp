@@ -16,7 +16,8 @@ namespace {
 
 void forward(nb::handle input, nb::handle weight, nb::handle bias, nb::handle output, const Integers& stride,
              const Integers& padding, const Integers& output_padding, std::int64_t groups, const Integers& dilation) {
-  const TorchTensor x = host_tensor(input, "input"), w = host_tensor(weight, "weight", x), y = host_tensor(output, "output", x);
+  const TorchTensor x = host_tensor(input, "input"), w = host_tensor(weight, "weight", x),
+                    y = host_tensor(output, "output", x);
   const Problem problem = problem_of(x.sizes, w, stride, padding, output_padding, groups, dilation);
   require_sizes(y, "output", problem, problem.out_channels, &Axis::output);
   host::TensorView bias_view;
@@ -25,8 +26,9 @@ void forward(nb::handle input, nb::handle weight, nb::handle bias, nb::handle ou
   host::forward(problem, x.dtype, view_of(x), view_of(w), bias.is_none() ? nullptr : &bias_view, view_of(y));
 }
 
-void grad_input(nb::handle grad_output, nb::handle weight, nb::handle grad_input, const Integers& stride, const Integers& padding,
-                const Integers& output_padding, std::int64_t groups, const Integers& dilation) {
+void grad_input(nb::handle grad_output, nb::handle weight, nb::handle grad_input, const Integers& stride,
+                const Integers& padding, const Integers& output_padding, std::int64_t groups,
+                const Integers& dilation) {
   const TorchTensor gy = host_tensor(grad_output, "grad_output"), w = host_tensor(weight, "weight", gy),
                     gx = host_tensor(grad_input, "grad_input", gy);
   const Problem problem = problem_of(gx.sizes, w, stride, padding, output_padding, groups, dilation);
@@ -35,8 +37,9 @@ void grad_input(nb::handle grad_output, nb::handle weight, nb::handle grad_input
   host::grad_input(problem, gy.dtype, view_of(gy), view_of(w), view_of(gx));
 }
 
-void grad_weight(nb::handle grad_output, nb::handle input, nb::handle grad_weight, const Integers& stride, const Integers& padding,
-                 const Integers& output_padding, std::int64_t groups, const Integers& dilation) {
+void grad_weight(nb::handle grad_output, nb::handle input, nb::handle grad_weight, const Integers& stride,
+                 const Integers& padding, const Integers& output_padding, std::int64_t groups,
+                 const Integers& dilation) {
   const TorchTensor gy = host_tensor(grad_output, "grad_output"), x = host_tensor(input, "input", gy),
                     gw = host_tensor(grad_weight, "grad_weight", gy);
   const Problem problem = problem_of(x.sizes, gw, stride, padding, output_padding, groups, dilation);
@@ -55,13 +58,16 @@ void grad_bias(nb::handle grad_output, nb::handle grad_bias) {
 }  // namespace
 
 void bind_host(nb::module_& module) {
-  module.def("forward", &forward, "input"_a, "weight"_a, "bias"_a.none(), "output"_a, "stride"_a, "padding"_a, "output_padding"_a,
-             "groups"_a, "dilation"_a, "output = transposed convolution of input, on the CPU.");
-  module.def("grad_input", &grad_input, "grad_output"_a, "weight"_a, "grad_input"_a, "stride"_a, "padding"_a, "output_padding"_a,
-             "groups"_a, "dilation"_a, "grad_input = derivative with respect to input, on the CPU.");
-  module.def("grad_weight", &grad_weight, "grad_output"_a, "input"_a, "grad_weight"_a, "stride"_a, "padding"_a, "output_padding"_a,
-             "groups"_a, "dilation"_a, "grad_weight = derivative with respect to weight, on the CPU.");
-  module.def("grad_bias", &grad_bias, "grad_output"_a, "grad_bias"_a, "grad_bias = sum of grad_output per channel, on the CPU.");
+  module.def("forward", &forward, "input"_a, "weight"_a, "bias"_a.none(), "output"_a, "stride"_a, "padding"_a,
+             "output_padding"_a, "groups"_a, "dilation"_a, "output = transposed convolution of input, on the CPU.");
+  module.def("grad_input", &grad_input, "grad_output"_a, "weight"_a, "grad_input"_a, "stride"_a, "padding"_a,
+             "output_padding"_a, "groups"_a, "dilation"_a,
+             "grad_input = derivative with respect to input, on the CPU.");
+  module.def("grad_weight", &grad_weight, "grad_output"_a, "input"_a, "grad_weight"_a, "stride"_a, "padding"_a,
+             "output_padding"_a, "groups"_a, "dilation"_a,
+             "grad_weight = derivative with respect to weight, on the CPU.");
+  module.def("grad_bias", &grad_bias, "grad_output"_a, "grad_bias"_a,
+             "grad_bias = sum of grad_output per channel, on the CPU.");
   module.def("num_threads", &host::num_threads, "Threads that the CPU backend uses: torch's number.");
   module.def("isa", &host::isa, "Instruction set in use on the CPU.");
   module.def("isas", &host::usable_isas, "Instruction sets that can be used on this machine, best first.");

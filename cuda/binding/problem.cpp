@@ -24,12 +24,14 @@ TorchTensor host_tensor(nb::handle tensor, const char* name, const TorchTensor& 
   return read;
 }
 
-Problem problem_of(const std::int64_t* input_sizes, const TorchTensor& weight, const Integers& stride, const Integers& padding,
-                   const Integers& output_padding, std::int64_t groups, const Integers& dilation) {
+Problem problem_of(const std::int64_t* input_sizes, const TorchTensor& weight, const Integers& stride,
+                   const Integers& padding, const Integers& output_padding, std::int64_t groups,
+                   const Integers& dilation) {
   const int spatial = weight.rank - 2;
   if (spatial < 1 || spatial > kAxes) fail("tensors must be batched, with 1 to 3 spatial axes");
   for (const Integers* list : {&stride, &padding, &output_padding, &dilation}) {
-    if (int(list->size()) != spatial) fail("stride, padding, output_padding and dilation need one value per spatial axis");
+    if (int(list->size()) != spatial)
+      fail("stride, padding, output_padding and dilation need one value per spatial axis");
   }
   Problem problem;
   problem.batch = input_sizes[0];
@@ -41,8 +43,10 @@ Problem problem_of(const std::int64_t* input_sizes, const TorchTensor& weight, c
   }
   for (int axis = 0; axis < spatial; ++axis) {
     Axis& to = problem.axes[axis + kAxes - spatial];
-    to = {input_sizes[axis + 2], weight.sizes[axis + 2], stride[axis], padding[axis], output_padding[axis], dilation[axis]};
-    if (to.input < 1 || to.filter < 1 || to.stride < 1 || to.dilation < 1 || to.padding < 0 || to.output_padding < 0 || to.output() < 1) {
+    to = {input_sizes[axis + 2], weight.sizes[axis + 2], stride[axis],
+          padding[axis],         output_padding[axis],   dilation[axis]};
+    if (to.input < 1 || to.filter < 1 || to.stride < 1 || to.dilation < 1 || to.padding < 0 || to.output_padding < 0 ||
+        to.output() < 1) {
       fail("no legal transposed convolution on spatial axis " + std::to_string(axis));
     }
   }

@@ -16,8 +16,9 @@ TorchTensor host_tensor(nanobind::handle tensor, const char* name, const TorchTe
 
 // The problem of a batched input of these sizes; weight is (in_channels, out_channels / groups, *filter). Python has checked
 // the arguments for its users: what is checked here is what memory safety needs.
-Problem problem_of(const std::int64_t* input_sizes, const TorchTensor& weight, const Integers& stride, const Integers& padding,
-                   const Integers& output_padding, std::int64_t groups, const Integers& dilation);
+Problem problem_of(const std::int64_t* input_sizes, const TorchTensor& weight, const Integers& stride,
+                   const Integers& padding, const Integers& output_padding, std::int64_t groups,
+                   const Integers& dilation);
 
 void require_sizes(const TorchTensor& tensor, const char* name, const Problem& problem, std::int64_t channels,
                    std::int64_t (Axis::*extent)() const);

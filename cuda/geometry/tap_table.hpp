@@ -47,7 +47,8 @@ CONVT_HOST_DEVICE constexpr QGrid q_grid(const Axis& axis, Origin origin) {
   return {first, last - first + 1};
 }
 
-CONVT_HOST_DEVICE constexpr std::int64_t output_of(const Axis& axis, std::int64_t q, std::int64_t phase, Origin origin) {
+CONVT_HOST_DEVICE constexpr std::int64_t output_of(const Axis& axis, std::int64_t q, std::int64_t phase,
+                                                   Origin origin) {
   return axis.stride * q + phase - origin_offset(axis, origin);
 }
 

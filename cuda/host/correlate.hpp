@@ -17,7 +17,9 @@ struct TileLimits {
 #else
   static constexpr int rows = 4, vectors = 6, registers = 12;
 #endif
-  static constexpr int vectors_for(std::int64_t rows) { return rows * vectors <= registers ? vectors : rows * vectors / 2 <= registers ? vectors / 2 : vectors / 3; }
+  static constexpr int vectors_for(std::int64_t rows) {
+    return rows * vectors <= registers ? vectors : rows * vectors / 2 <= registers ? vectors / 2 : vectors / 3;
+  }
 };
 
 template <class T>
@@ -99,8 +101,8 @@ bool pack_filter(const CorrelationArgs& args, std::int64_t group, std::int64_t p
   const std::int64_t row_begin = panel * args.panel_rows;
   const std::int64_t rows = smaller(args.panel_rows, args.destination_channels - row_begin);
   const std::int64_t channels = args.source_channels;
-  T* const packed = static_cast<T*>(args.packed_filter) +
-                    (group * args.destination_channels + row_begin) * args.tap_count * channels;
+  T* const packed =
+      static_cast<T*>(args.packed_filter) + (group * args.destination_channels + row_begin) * args.tap_count * channels;
   const S* const filter = static_cast<const S*>(args.filter) + group * args.filter_group_stride;
   T zero = 0;
   for (std::int64_t channel = 0; channel < channels; ++channel) {
@@ -122,7 +124,8 @@ template <class S>
 void widen_bias(const TensorView& bias, void* to) {
   using T = typename Accumulator<S>::type;
   T* const out = static_cast<T*>(to);
-  for (std::int64_t i = 0; i < bias.sizes[1]; ++i) out[i] = widen(static_cast<const S*>(bias.data)[i * bias.strides[1]]);
+  for (std::int64_t i = 0; i < bias.sizes[1]; ++i)
+    out[i] = widen(static_cast<const S*>(bias.data)[i * bias.strides[1]]);
   for (std::int64_t i = 0; i < kLanes<T>; ++i) out[bias.sizes[1] + i] = 0;
 }
 
@@ -136,28 +139,52 @@ inline Reach reach_of(const bool* reached, std::int64_t phases) {
 }
 
 // Depth-to-space of one destination row: pixel stride * q + phase takes position q of its phase, phase_pitch apart.
-template <class T>
-inline void interleave(T* __restrict to, const T* __restrict from, std::int64_t phase_pitch, const bool* reached, Reach reach,
-                       std::int64_t stride, std::int64_t pixels, T bias) {
+// Streaming leaves the caches alone: for results far larger than they are, which it spares the read that a store implies.
+template <bool Streaming, class T>
+inline void interleave(T* __restrict to, const T* __restrict from, std::int64_t phase_pitch, const bool* reached,
+                       Reach reach, std::int64_t stride, std::int64_t pixels, T bias) {
+  constexpr int L = kLanes<T>;
+  const auto put = [](T* out, Vec<T> value) {
+    if constexpr (Streaming) {
+      stream(out, value);
+    } else {
+      store(out, value);
+    }
+  };
+  // Elements before the first aligned one.
+  const std::int64_t peel =
+      Streaming ? std::int64_t(-reinterpret_cast<std::uintptr_t>(to) % kVectorBytes / sizeof(T)) : 0;
+  std::int64_t i = 0;
   if (reach == Reach::none) {
-    fill(to, pixels, bias);
+    for (; i < smaller(peel, pixels); ++i) to[i] = bias;
+    for (; i + L <= pixels; i += L) put(to + i, Vec<T>{} + bias);
+    for (; i < pixels; ++i) to[i] = bias;
   } else if (stride == 1) {
-    for (std::int64_t i = 0; i < pixels; ++i) to[i] = from[i] + bias;
-  } else if (stride == 2 && reach == Reach::all) {
+    for (; i < smaller(peel, pixels); ++i) to[i] = from[i] + bias;
+    for (; i + L <= pixels; i += L) put(to + i, load(from + i) + bias);
+    for (; i < pixels; ++i) to[i] = from[i] + bias;
+  } else if (stride == 2 && reach == Reach::all && peel % 2 == 0) {
     const T* __restrict odd = from + phase_pitch;
-    const std::int64_t pairs = pixels / 2;
-    for (std::int64_t i = 0; i < pairs; ++i) {
+    const auto pair = [&] {
       to[2 * i] = from[i] + bias;
       to[2 * i + 1] = odd[i] + bias;
+    };
+    for (; 2 * i < smaller(peel, pixels - 1); ++i) pair();
+    for (; 2 * (i + L) <= pixels; i += L) {
+      Vec<T> even = load(from + i) + bias, next = load(odd + i) + bias;
+      interleave_lanes<T>(even, next, LaneSequence<T>{});
+      put(to + 2 * i, even);
+      put(to + 2 * i + L, next);
     }
-    if (pixels & 1) to[pixels - 1] = from[pairs] + bias;
+    for (; 2 * i + 1 < pixels; ++i) pair();
+    if (pixels & 1) to[pixels - 1] = from[i] + bias;
   } else {
     for (std::int64_t phase = 0; phase < smaller(stride, pixels); ++phase) {
       const T* __restrict source = from + phase * phase_pitch;
       if (reached[phase]) {
-        for (std::int64_t i = phase; i < pixels; i += stride) to[i] = *source++ + bias;
+        for (std::int64_t at = phase; at < pixels; at += stride) to[at] = *source++ + bias;
       } else {
-        for (std::int64_t i = phase; i < pixels; i += stride) to[i] = bias;
+        for (std::int64_t at = phase; at < pixels; at += stride) to[at] = bias;
       }
     }
   }
@@ -190,7 +217,7 @@ void scatter_channels(S* to, std::int64_t pixel_stride, const T* from, std::int6
 // Where the accumulators of a block of channels for one (D, H) phase are, and what they become.
 template <class T>
 struct Block {
-  std::int64_t group, row_begin, rows;
+  std::int64_t channel, rows;
   const T* accumulators;            // [W phase][row][position]
   const bool* reached;              // [W phase]: has any tap
 };
@@ -198,45 +225,51 @@ struct Block {
 template <class S, class T>
 void store_block(const CorrelationArgs& args, const Box& box, const Block<T>& block, std::int64_t phase_d,
                  std::int64_t phase_h, T* row_buffer) {
-  const TensorView& to = args.destination;
-  const std::int64_t* const stride = args.destination_stride;
-  const std::int64_t(&layout)[3] = args.patch.extent;
-  const std::int64_t phase_pitch = block.rows * args.accumulator_pitch;
+  // By value: stores through vectors may alias anything, and every row would load these again.
+  const TensorView to = args.destination;
+  const std::int64_t stride[3] = {args.destination_stride[0], args.destination_stride[1], args.destination_stride[2]};
+  const std::int64_t layout[3] = {args.patch.extent[0], args.patch.extent[1], args.patch.extent[2]};
+  const std::int64_t pitch = args.accumulator_pitch, phase_pitch = block.rows * pitch;
   const std::int64_t w_begin = stride[2] * box.begin[2];
   const std::int64_t pixels = smaller(stride[2] * box.extent[2], to.sizes[4] - w_begin);
-  const std::int64_t channel = block.group * args.destination_channels + block.row_begin;
-  const T* const bias = args.bias ? static_cast<const T*>(args.bias) + channel : nullptr;
+  const T* const bias = args.bias ? static_cast<const T*>(args.bias) + block.channel : nullptr;
   const bool by_channel = to.strides[1] == 1 && to.strides[4] != 1 && block.rows > 1;
+  const bool streaming = args.streaming;
   const Reach reach = reach_of(block.reached, stride[2]);
+  const std::int64_t d_end = smaller(box.extent[0], divide_up(to.sizes[2] - phase_d, stride[0]) - box.begin[0]);
+  const std::int64_t h_end = smaller(box.extent[1], divide_up(to.sizes[3] - phase_h, stride[1]) - box.begin[1]);
+  S* const first = static_cast<S*>(to.data) + box.image * to.strides[0] + block.channel * to.strides[1] +
+                   (stride[0] * box.begin[0] + phase_d) * to.strides[2] +
+                   (stride[1] * box.begin[1] + phase_h) * to.strides[3] + w_begin * to.strides[4];
   for (std::int64_t image = 0; image < box.images; ++image) {
-    for (std::int64_t d = 0; d < box.extent[0]; ++d) {
-      const std::int64_t to_d = stride[0] * (box.begin[0] + d) + phase_d;
-      if (to_d >= to.sizes[2]) break;
-      for (std::int64_t h = 0; h < box.extent[1]; ++h) {
-        const std::int64_t to_h = stride[1] * (box.begin[1] + h) + phase_h;
-        if (to_h >= to.sizes[3]) break;
-        const T* const from = block.accumulators + ((image * layout[0] + d) * layout[1] + h) * layout[2];
-        S* const row = static_cast<S*>(to.data) + (box.image + image) * to.strides[0] + channel * to.strides[1] +
-                       to_d * to.strides[2] + to_h * to.strides[3] + w_begin * to.strides[4];
+    for (std::int64_t d = 0; d < d_end; ++d) {
+      const T* from = block.accumulators + (image * layout[0] + d) * layout[1] * layout[2];
+      S* row = first + image * to.strides[0] + d * stride[0] * to.strides[2];
+      for (std::int64_t h = 0; h < h_end; ++h, from += layout[2], row += stride[1] * to.strides[3]) {
         if (by_channel) {
           for (std::int64_t w = 0; w < smaller(stride[2], pixels); ++w) {
             scatter_channels(row + w * to.strides[4], stride[2] * to.strides[4],
-                             block.reached[w] ? from + w * phase_pitch : nullptr, args.accumulator_pitch,
+                             block.reached[w] ? from + w * phase_pitch : nullptr, pitch,
                              divide_up(pixels - w, stride[2]), block.rows, bias);
           }
           continue;
         }
         for (std::int64_t r = 0; r < block.rows; ++r) {
-          const T* const source = from + r * args.accumulator_pitch;
+          const T* const source = from + r * pitch;
           S* const out = row + r * to.strides[1];
           const T added = bias ? bias[r] : T(0);
           if constexpr (sizeof(S) == sizeof(T)) {
             if (to.strides[4] == 1) {
-              interleave(out, source, phase_pitch, block.reached, reach, stride[2], pixels, added);
+              const bool aligned = reinterpret_cast<std::uintptr_t>(out) % kVectorBytes == 0;
+              if (streaming && (aligned || pixels >= 8 * kLanes<T>)) {
+                interleave<true>(out, source, phase_pitch, block.reached, reach, stride[2], pixels, added);
+              } else {
+                interleave<false>(out, source, phase_pitch, block.reached, reach, stride[2], pixels, added);
+              }
               continue;
             }
           }
-          interleave(row_buffer, source, phase_pitch, block.reached, reach, stride[2], pixels, added);
+          interleave<false>(row_buffer, source, phase_pitch, block.reached, reach, stride[2], pixels, added);
           if (to.strides[4] == 1) {
             narrow_row(out, row_buffer, pixels);
           } else {
@@ -258,43 +291,48 @@ void correlate(const CorrelationArgs& args, std::int64_t task, void* scratch) {
   const std::int64_t groups = smaller(args.group_block, args.groups - group_begin);
   const Box box = box_at(args.grid, task);
   const Runs runs = runs_of(box, args.patch.extent, args.grid.run_axis);
-  const std::int64_t(&layout)[3] = args.patch.extent;
+  const std::int64_t (&layout)[3] = args.patch.extent;
   const std::int64_t w_phases = args.destination_stride[2];
   const std::int64_t channel_pitch = args.patch.planes * args.patch.plane_pitch;
-  const std::int64_t block_rows = args.block_panels * args.panel_rows;
 
   T* const patch = static_cast<T*>(scratch);
   T* const accumulators = patch + args.group_block * args.source_channels * channel_pitch + kLanes<T>;
-  T* const row_buffer = accumulators + w_phases * block_rows * args.accumulator_pitch;
+  T* const row_buffer = accumulators + w_phases * args.block_rows * args.accumulator_pitch;
   bool* const reached = reinterpret_cast<bool*>(row_buffer + w_phases * args.grid.box[2]);
 
-  load_patch<S>(args.patch, layout, box, layout, group_begin * args.source_channels, groups * args.source_channels, patch);
+  load_patch<S>(args.patch, layout, box, layout, group_begin * args.source_channels, groups * args.source_channels,
+                patch);
+  // Several groups in a block imply that a block is all channels of each.
   const std::int64_t blocks = divide_up(args.panels, args.block_panels);
-  for (std::int64_t group = 0; group < groups; ++group) {
-    const T* const group_patch = patch + group * args.source_channels * channel_pitch;
-    for (std::int64_t b = blocks * split / args.panel_splits; b < blocks * (split + 1) / args.panel_splits; ++b) {
-      const std::int64_t row_begin = b * block_rows;
-      const std::int64_t rows = smaller(block_rows, args.destination_channels - row_begin);
-      const T* const filter = static_cast<const T*>(args.packed_filter) +
-                              ((group_begin + group) * args.destination_channels + row_begin) * args.tap_count * args.source_channels;
-      for (std::int64_t outer = 0; outer < args.destination_stride[0] * args.destination_stride[1]; ++outer) {
-        for (std::int64_t w = 0; w < w_phases; ++w) {
-          const std::int64_t begin = args.phase_begin[outer * w_phases + w];
-          const std::int64_t taps = args.phase_begin[outer * w_phases + w + 1] - begin;
-          reached[w] = taps > 0;
-          if (!taps) continue;
+  for (std::int64_t b = blocks * split / args.panel_splits; b < blocks * (split + 1) / args.panel_splits; ++b) {
+    const std::int64_t row_begin = b * args.block_panels * args.panel_rows;
+    const std::int64_t rows = smaller(args.block_panels * args.panel_rows, args.destination_channels - row_begin);
+    const Block<T> block{group_begin * args.destination_channels + row_begin, groups * rows, accumulators, reached};
+    for (std::int64_t outer = 0; outer < args.destination_stride[0] * args.destination_stride[1]; ++outer) {
+      for (std::int64_t w = 0; w < w_phases; ++w) {
+        const std::int64_t begin = args.phase_begin[outer * w_phases + w];
+        const std::int64_t taps = args.phase_begin[outer * w_phases + w + 1] - begin;
+        reached[w] = taps > 0;
+        if (!taps) continue;
+        for (std::int64_t group = 0; group < groups; ++group) {
+          const T* const filter =
+              static_cast<const T*>(args.packed_filter) +
+              ((group_begin + group) * args.destination_channels + row_begin) * args.tap_count * args.source_channels;
           for (std::int64_t row = 0; row < rows; row += args.panel_rows) {
             const std::int64_t panel_rows = smaller(args.panel_rows, rows - row);
             multiply_runs(runs, filter + (row * args.tap_count + begin * panel_rows) * args.source_channels, panel_rows,
-                          group_patch, args.taps + begin, taps, args.source_channels, channel_pitch,
-                          accumulators + (w * rows + row) * args.accumulator_pitch, args.accumulator_pitch);
+                          patch + group * args.source_channels * channel_pitch, args.taps + begin, taps,
+                          args.source_channels, channel_pitch,
+                          accumulators + ((w * groups + group) * rows + row) * args.accumulator_pitch,
+                          args.accumulator_pitch);
           }
         }
-        const Block<T> block{group_begin + group, row_begin, rows, accumulators, reached};
-        store_block<S>(args, box, block, outer / args.destination_stride[1], outer % args.destination_stride[1], row_buffer);
       }
+      store_block<S>(args, box, block, outer / args.destination_stride[1], outer % args.destination_stride[1],
+                     row_buffer);
     }
   }
+  if (args.streaming) finish_streams();
 }
 
 // The definition, pixel by pixel: for tiny problems, and for filters that hold Inf or NaN, where a product with a
@@ -305,8 +343,8 @@ void correlate_exact(const CorrelationArgs& args, std::int64_t image, std::int64
   const TensorView& from = args.patch.source;
   const TensorView& to = args.destination;
   const std::int64_t group = channel / args.destination_channels;
-  const S* const source = static_cast<const S*>(from.data) + image * from.strides[0] +
-                          group * args.source_channels * from.strides[1];
+  const S* const source =
+      static_cast<const S*>(from.data) + image * from.strides[0] + group * args.source_channels * from.strides[1];
   const S* const filter = static_cast<const S*>(args.filter) + group * args.filter_group_stride +
                           (channel % args.destination_channels) * args.filter_row_stride;
   S* const destination = static_cast<S*>(to.data) + image * to.strides[0] + channel * to.strides[1];
@@ -317,7 +355,8 @@ void correlate_exact(const CorrelationArgs& args, std::int64_t image, std::int64
       for (std::int64_t w = 0; w < to.sizes[4]; ++w) {
         const std::int64_t q[3] = {d / stride[0], h / stride[1], w / stride[2]};
         T sum = 0;
-        for (std::int64_t tap = args.phase_begin[outer + w % stride[2]]; tap < args.phase_begin[outer + w % stride[2] + 1]; ++tap) {
+        for (std::int64_t tap = args.phase_begin[outer + w % stride[2]];
+             tap < args.phase_begin[outer + w % stride[2] + 1]; ++tap) {
           const CorrelationTap& t = args.taps[tap];
           bool inside = true;
           std::int64_t offset = 0;

@@ -47,8 +47,8 @@ struct Runs {
 
 inline Runs runs_of(const Box& box, const std::int64_t (&patch_extent)[3], int run_axis) {
   const std::int64_t extent[4] = {box.images, box.extent[0], box.extent[1], box.extent[2]};
-  const std::int64_t pitch[4] = {patch_extent[0] * patch_extent[1] * patch_extent[2],
-                                 patch_extent[1] * patch_extent[2], patch_extent[2], 1};
+  const std::int64_t pitch[4] = {patch_extent[0] * patch_extent[1] * patch_extent[2], patch_extent[1] * patch_extent[2],
+                                 patch_extent[2], 1};
   Runs runs{{1, 1, 1}, {pitch[0], pitch[1], pitch[2]}, 1};
   for (int axis = 0; axis < run_axis && axis < 3; ++axis) runs.count[axis] = extent[axis];
   for (int axis = run_axis; axis < 4; ++axis) runs.length += (extent[axis] - 1) * pitch[axis];

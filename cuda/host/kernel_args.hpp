@@ -56,14 +56,16 @@ struct CorrelationArgs {
   std::int64_t filter_channel_stride;  // source channel
   std::int64_t filter_row_stride;      // destination channel
   void* packed_filter;                 // [group][panel][tap][source channel][panel row]
-  const void* bias;                    // accumulator type, [groups * destination_channels], padded by a vector; or null
+  const void* bias;                    // accumulator type, [channels] and a vector of zeros; or null
   std::int64_t panel_rows;             // destination channels in a register tile
   std::int64_t panels;                 // per group
   std::int64_t block_panels;           // panels between two stores
+  std::int64_t block_rows;             // destination channels between two stores
   std::int64_t group_block;            // groups that share a patch load
   std::int64_t group_blocks;
   std::int64_t panel_splits;           // tasks that share a box, each with its own panels
   std::int64_t accumulator_pitch;      // elements per destination channel of a box
+  bool streaming;                      // store past the caches
 };
 
 struct WeightGradientTap {
@@ -105,13 +107,14 @@ struct ConvertArgs {                   // destination = sum over slices, convert
 struct Kernels {
   int lanes[kDTypes];                  // accumulators per vector
   int panel_rows[kDTypes];
-  bool (*pack_filter[kDTypes])(const CorrelationArgs&, std::int64_t group, std::int64_t panel);   // false: a value is not finite
+  bool (*pack_filter[kDTypes])(const CorrelationArgs&, std::int64_t group,
+                               std::int64_t panel);   // false: a value is not finite
   void (*correlate[kDTypes])(const CorrelationArgs&, std::int64_t task, void* scratch);
   void (*correlate_exact[kDTypes])(const CorrelationArgs&, std::int64_t image, std::int64_t channel);
   void (*weight_gradient[kDTypes])(const WeightGradientArgs&, std::int64_t task, void* scratch);
   void (*weight_gradient_exact[kDTypes])(const WeightGradientArgs&, std::int64_t in_channel);
   void (*widen_bias[kDTypes])(const TensorView& bias, void* to);
-  bool (*convert[kDTypes])(const ConvertArgs&, std::int64_t row);                                // false: a value is NaN
+  bool (*convert[kDTypes])(const ConvertArgs&, std::int64_t row);  // false: a value is NaN
   void (*channel_sum[kDTypes])(const ChannelSumArgs&, std::int64_t channel);
 };
 

@@ -45,7 +45,8 @@ void advise_huge_pages([[maybe_unused]] const TensorView& result, [[maybe_unused
   std::int64_t last = 0;
   for (int axis = 0; axis < 5; ++axis) last += (result.sizes[axis] - 1) * result.strides[axis];
   const auto begin = reinterpret_cast<std::uintptr_t>(result.data);
-  const std::uintptr_t first = (begin + huge - 1) & ~(huge - 1), end = (begin + (last + 1) * element_bytes) & ~(huge - 1);
+  const std::uintptr_t first = (begin + huge - 1) & ~(huge - 1),
+                       end = (begin + (last + 1) * element_bytes) & ~(huge - 1);
   if (end > first && end - first >= 8 * huge) madvise(reinterpret_cast<void*>(first), end - first, MADV_HUGEPAGE);
 #endif
 }
@@ -66,8 +67,8 @@ std::int64_t storage_size(DType dtype) { return dtype == DType::float64 ? 8 : dt
 
 // A correlation that is ready to run on any data of its shapes.
 struct Correlation {
-  Correlation(const Problem& problem, Direction direction, DType dtype, const TensorView& source, const TensorView& filter,
-              const TensorView& destination)
+  Correlation(const Problem& problem, Direction direction, DType dtype, const TensorView& source,
+              const TensorView& filter, const TensorView& destination)
       : functions(kernels()),
         type(int(dtype)),
         accumulator_bytes(accumulator_size(dtype)),
@@ -139,10 +140,11 @@ void PreparedForward::run(const void* input, const void* filter, const TensorVie
   state_->correlation.run(input, filter, bias, output);
 }
 
-void forward(const Problem& problem, DType dtype, const TensorView& input, const TensorView& filter, const TensorView* bias,
-             const TensorView& output) {
+void forward(const Problem& problem, DType dtype, const TensorView& input, const TensorView& filter,
+             const TensorView* bias, const TensorView& output) {
   if (elements(output) == 0) return;
-  Correlation(problem, Direction::forward, dtype, input, filter, output).run(input.data, filter.data, bias, output.data);
+  Correlation(problem, Direction::forward, dtype, input, filter, output)
+      .run(input.data, filter.data, bias, output.data);
 }
 
 void grad_input(const Problem& problem, DType dtype, const TensorView& grad_output, const TensorView& filter,

@@ -14,7 +14,8 @@ constexpr std::int64_t kScratchBytes = 512 << 10;      // a box's patch and accu
 constexpr std::int64_t kMinPositions = 64;             // a box below this spends its time on edges
 constexpr std::int64_t kMaxPositions = 2048;          // one plane: a quarter of a typical L1
 constexpr std::int64_t kTasksPerThread = 4;            // so that the last task is a small part of the whole
-constexpr std::int64_t kChannelsLastRows = 64;         // channels stored at once to a channels-last destination
+constexpr std::int64_t kChannelsLastRows = 64;         // channels moved at once where they are neighbours in memory
+constexpr std::int64_t kStreamingBytes = 8 << 20;      // more than a core's share of the last cache
 constexpr std::int64_t kDotBytes = 384 << 10;
 constexpr std::int64_t kDotInChannels = 64;
 constexpr std::int64_t kDotOutChannels = 32;
@@ -136,8 +137,9 @@ std::int64_t patch_positions(const PatchArgs& patch, const GridArgs& grid) {
 
 }  // namespace
 
-CorrelationPlan plan_correlation(const Problem& problem, Direction direction, const TensorView& source, const TensorView& filter,
-                                 const TensorView& destination, DType dtype, const Kernels& kernels, int threads) {
+CorrelationPlan plan_correlation(const Problem& problem, Direction direction, const TensorView& source,
+                                 const TensorView& filter, const TensorView& destination, DType dtype,
+                                 const Kernels& kernels, int threads) {
   const bool is_forward = direction == Direction::forward;
   const std::int64_t lanes = kernels.lanes[int(dtype)];
   CorrelationPlan plan;
@@ -194,17 +196,29 @@ CorrelationPlan plan_correlation(const Problem& problem, Direction direction, co
   // Panels and groups.
   args.panel_rows = kernels.panel_rows[int(dtype)];
   args.panels = ceil_div(args.destination_channels, args.panel_rows);
-  args.block_panels =
-      by_channel(destination) ? std::min(args.panels, std::max<std::int64_t>(1, kChannelsLastRows / args.panel_rows)) : 1;
-  const bool small_groups = by_channel(source) || by_channel(destination);
-  args.group_block = small_groups ? std::clamp<std::int64_t>(lanes / std::max<std::int64_t>(args.source_channels, 1), 1, args.groups) : 1;
+  args.block_panels = by_channel(destination)
+                          ? std::min(args.panels, std::max<std::int64_t>(1, kChannelsLastRows / args.panel_rows))
+                          : 1;
+  // Groups of few channels share a task where channels are neighbours in memory.
+  const std::int64_t widest = std::max(args.source_channels, args.destination_channels);
+  args.group_block =
+      by_channel(source) || by_channel(destination)
+          ? std::clamp<std::int64_t>(kChannelsLastRows / std::max<std::int64_t>(widest, 1), 1, args.groups)
+          : 1;
+  if (args.group_block > 1) args.block_panels = args.panels;
+  args.block_rows = args.group_block > 1 ? args.group_block * args.destination_channels
+                                         : std::min(args.block_panels * args.panel_rows, args.destination_channels);
   args.group_blocks = ceil_div(args.groups, args.group_block);
+
+  std::int64_t destination_bytes = dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2;
+  for (const std::int64_t size : destination.sizes) destination_bytes *= size;
+  args.streaming = destination_bytes >= kStreamingBytes;
 
   // Boxes: as large as the scratch allows, smaller when there are too few tasks for the threads.
   args.grid.images = destination.sizes[0];
   const std::int64_t w_phases = args.destination_stride[2];
-  const std::int64_t position_bytes = element_size(dtype) * (args.group_block * args.source_channels * args.patch.planes +
-                                                             w_phases * std::min(args.block_panels * args.panel_rows, args.destination_channels));
+  const std::int64_t position_bytes =
+      element_size(dtype) * (args.group_block * args.source_channels * args.patch.planes + w_phases * args.block_rows);
   std::int64_t positions = std::clamp(kScratchBytes / position_bytes, kMinPositions, kMaxPositions);
   const std::int64_t wanted = threads > 1 ? kTasksPerThread * threads : 1;
   for (;; positions /= 2) {
@@ -215,7 +229,8 @@ CorrelationPlan plan_correlation(const Problem& problem, Direction direction, co
   args.panel_splits = std::clamp<std::int64_t>(ceil_div(wanted, box_total(args.grid) * args.group_blocks), 1, blocks);
   set_patch(args.patch, args.grid, halo);
   // A run's start costs about as much as eight multiply-adds of a vector.
-  const std::int64_t depth = args.source_channels * ceil_div(args.tap_count, phases) * std::min(args.panel_rows, args.destination_channels);
+  const std::int64_t depth =
+      args.source_channels * ceil_div(args.tap_count, phases) * std::min(args.panel_rows, args.destination_channels);
   args.grid.run_axis = choose_run_axis(args.grid, args.patch.extent, lanes, depth <= 8 ? 1 : 0);
   args.accumulator_pitch = plane_pitch(patch_positions(args.patch, args.grid), lanes);
   args.patch.plane_pitch = args.accumulator_pitch;
@@ -232,16 +247,15 @@ CorrelationPlan plan_correlation(const Problem& problem, Direction direction, co
   plan.tasks = box_total(args.grid) * args.group_blocks * args.panel_splits;
   plan.packed_elements = args.groups * args.destination_channels * args.source_channels * args.tap_count;
   plan.scratch_elements = args.group_block * args.source_channels * args.patch.planes * args.patch.plane_pitch + lanes +
-                          w_phases * args.block_panels * args.panel_rows * args.accumulator_pitch +
-                          w_phases * args.grid.box[2] + w_phases;
+                          w_phases * args.block_rows * args.accumulator_pitch + w_phases * args.grid.box[2] + w_phases;
   args.taps = plan.taps.data();
   args.phase_begin = plan.phase_begin.data();
-  args.patch.residue = reinterpret_cast<const std::int64_t(*)[3]>(plan.residues.data());
+  args.patch.residue = reinterpret_cast<const std::int64_t (*)[3]>(plan.residues.data());
   return plan;
 }
 
-WeightGradientPlan plan_weight_gradient(const Problem& problem, const TensorView& grad_output, const TensorView& input, DType dtype,
-                                        const Kernels& kernels) {
+WeightGradientPlan plan_weight_gradient(const Problem& problem, const TensorView& grad_output, const TensorView& input,
+                                        DType dtype, const Kernels& kernels) {
   const std::int64_t lanes = kernels.lanes[int(dtype)];
   WeightGradientPlan plan;
   WeightGradientArgs& args = plan.args;
@@ -250,7 +264,7 @@ WeightGradientPlan plan_weight_gradient(const Problem& problem, const TensorView
   args.out_channels = problem.group_out_channels();
   args.input.source = input;
   args.grad_output.source = grad_output;
-  args.grid.images = input.sizes[0];
+  args.grid.images = std::max<std::int64_t>(input.sizes[0], 1);   // an empty batch: an empty sum
 
   Triple halo;
   for (int axis = 0; axis < kAxes; ++axis) {
@@ -270,15 +284,18 @@ WeightGradientPlan plan_weight_gradient(const Problem& problem, const TensorView
   args.grad_output.planes = std::int64_t(planes.residues.size());
   args.tap_count = problem.taps();
 
-  const std::int64_t out_channels = std::max<std::int64_t>(8, kDotOutChannels / std::max<std::int64_t>(1, args.grad_output.planes / 2));
+  const std::int64_t out_channels =
+      std::max<std::int64_t>(8, kDotOutChannels / std::max<std::int64_t>(1, args.grad_output.planes / 2));
   args.in_block = std::min(args.in_channels, kDotInChannels);
   args.out_block = std::min(args.out_channels, out_channels);
   args.in_blocks = ceil_div(args.in_channels, args.in_block);
   args.out_blocks = ceil_div(args.out_channels, args.out_block);
   const bool gather = by_channel(input) || by_channel(grad_output);
-  args.group_block = gather && args.in_blocks == 1 && args.out_blocks == 1
-                         ? std::clamp<std::int64_t>(lanes / std::max<std::int64_t>({args.in_channels, args.out_channels, 1}), 1, args.groups)
-                         : 1;
+  args.group_block =
+      gather && args.in_blocks == 1 && args.out_blocks == 1
+          ? std::clamp<std::int64_t>(
+                kChannelsLastRows / std::max<std::int64_t>({args.in_channels, args.out_channels, 1}), 1, args.groups)
+          : 1;
   args.group_blocks = ceil_div(args.groups, args.group_block);
 
   const std::int64_t position_bytes =
@@ -292,11 +309,13 @@ WeightGradientPlan plan_weight_gradient(const Problem& problem, const TensorView
 
   plan.partial_elements = args.groups * args.in_channels * args.out_channels * args.tap_count;
   const std::int64_t tasks = args.in_blocks * args.out_blocks * args.group_blocks;
-  const std::int64_t affordable = std::max<std::int64_t>(1, kPartialBytes / std::max<std::int64_t>(1, plan.partial_elements * element_size(dtype)));
+  const std::int64_t affordable =
+      std::max<std::int64_t>(1, kPartialBytes / std::max<std::int64_t>(1, plan.partial_elements * element_size(dtype)));
   args.slices = std::min({ceil_div(kDotTasks, tasks), box_total(args.grid), affordable});
   plan.tasks = tasks * args.slices;
   plan.scratch_elements = args.group_block * (args.in_block * args.input.plane_pitch +
-                                              args.out_block * args.grad_output.planes * args.grad_output.plane_pitch) + 2 * lanes;
+                                              args.out_block * args.grad_output.planes * args.grad_output.plane_pitch) +
+                          2 * lanes;
 
   plan.plane_begin.assign(args.grad_output.planes + 1, 0);
   for (std::int64_t plane = 0; plane < args.grad_output.planes; ++plane) {
@@ -315,7 +334,7 @@ WeightGradientPlan plan_weight_gradient(const Problem& problem, const TensorView
   plan.residues.push_back({0, 0, 0});
   args.taps = plan.taps.data();
   args.plane_begin = plan.plane_begin.data();
-  args.grad_output.residue = reinterpret_cast<const std::int64_t(*)[3]>(plan.residues.data());
+  args.grad_output.residue = reinterpret_cast<const std::int64_t (*)[3]>(plan.residues.data());
   args.input.residue = args.grad_output.residue + args.grad_output.planes;
   return plan;
 }

@@ -41,11 +41,12 @@ struct WeightGradientPlan {
 // Which operator reads which tensor: the filter always is (in_channels, out_channels / groups, D, H, W).
 enum class Direction { forward, grad_input };
 
-CorrelationPlan plan_correlation(const Problem& problem, Direction direction, const TensorView& source, const TensorView& filter,
-                                 const TensorView& destination, DType dtype, const Kernels& kernels, int threads);
+CorrelationPlan plan_correlation(const Problem& problem, Direction direction, const TensorView& source,
+                                 const TensorView& filter, const TensorView& destination, DType dtype,
+                                 const Kernels& kernels, int threads);
 
 // Does not depend on the number of threads, so that the sums do not either.
-WeightGradientPlan plan_weight_gradient(const Problem& problem, const TensorView& grad_output, const TensorView& input, DType dtype,
-                                        const Kernels& kernels);
+WeightGradientPlan plan_weight_gradient(const Problem& problem, const TensorView& grad_output, const TensorView& input,
+                                        DType dtype, const Kernels& kernels);
 
 }  // namespace convt::host

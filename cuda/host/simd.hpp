@@ -38,6 +38,23 @@ inline void store(T* to, Vec<T> value) {
   *reinterpret_cast<typename Simd<T>::Unaligned*>(to) = value;
 }
 
+// A store past the caches; `to` is aligned to the vector.
+template <class T>
+inline void stream(T* to, Vec<T> value) {
+#if defined(CONVT_ISA_avx512)
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(to), reinterpret_cast<__m512i>(value));
+#elif defined(CONVT_ISA_avx2)
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(to), reinterpret_cast<__m256i>(value));
+#else
+  store(to, value);
+#endif
+}
+inline void finish_streams() {
+#ifdef __F16C__
+  _mm_sfence();
+#endif
+}
+
 // --- storage types -------------------------------------------------------------------------------------------------
 
 struct Half {
@@ -184,6 +201,15 @@ using LaneSequence = std::make_integer_sequence<int, kLanes<T>>;
 template <class T, int First, int... I>
 inline Vec<T> load_alternate(const T* from, std::integer_sequence<int, I...>) {
   return __builtin_shufflevector(load(from), load(from + kLanes<T>), (2 * I + First)...);
+}
+
+// a[0], b[0], a[1], b[1], ... over both vectors.
+template <class T, int... I>
+inline void interleave_lanes(Vec<T>& a, Vec<T>& b, std::integer_sequence<int, I...>) {
+  constexpr int L = kLanes<T>;
+  const Vec<T> first = __builtin_shufflevector(a, b, (I / 2 + I % 2 * L)...);
+  b = __builtin_shufflevector(a, b, (L / 2 + I / 2 + I % 2 * L)...);
+  a = first;
 }
 
 // Rows a and b, Distance apart, exchange the lanes whose index has (a: does, b: does not have) that bit: one step of a

@@ -18,7 +18,8 @@ struct DotLimits {
 };
 
 template <class T>
-using DotFunction = void (*)(const T* const* rows, const T* columns, std::int64_t column_pitch, const Runs& runs, T* sums);
+using DotFunction = void (*)(const T* const* rows, const T* columns, std::int64_t column_pitch, const Runs& runs,
+                             T* sums);
 
 // sums[row * columns + column], one entry per pair.
 template <class T, int Rows, int Columns>
@@ -95,7 +96,8 @@ void accumulate_box(const WeightGradientArgs& args, const Runs& runs, const T* i
         const int column_count = int(smaller(Limits::columns, out_channels - column));
         T sums[Limits::rows * Limits::columns];
         dot_function<T>(row_count, column_count)(
-            pointers, grad_output + plane * args.grad_output.plane_pitch + column * column_pitch, column_pitch, runs, sums);
+            pointers, grad_output + plane * args.grad_output.plane_pitch + column * column_pitch, column_pitch, runs,
+            sums);
         for (int r = 0; r < row_count; ++r) {
           for (int c = 0; c < column_count; ++c) {
             T& to = partial[targets[r] + (column + c) * args.tap_count];
@@ -123,8 +125,8 @@ void weight_gradient(const WeightGradientArgs& args, std::int64_t task, void* sc
 
   T* const input = static_cast<T*>(scratch);
   T* const grad_output = input + args.group_block * args.in_block * args.input.plane_pitch + kLanes<T>;
-  T* const partial = static_cast<T*>(args.partial) +
-                     slice * args.groups * args.in_channels * args.out_channels * args.tap_count;
+  T* const partial =
+      static_cast<T*>(args.partial) + slice * args.groups * args.in_channels * args.out_channels * args.tap_count;
   const std::int64_t box_begin = boxes * slice / args.slices;
   for (std::int64_t index = box_begin; index < boxes * (slice + 1) / args.slices; ++index) {
     const Box box = box_at(args.grid, index);
@@ -153,7 +155,7 @@ void weight_gradient_exact(const WeightGradientArgs& args, std::int64_t in_chann
   const std::int64_t group = in_channel / args.in_channels;
   T* const partial = static_cast<T*>(args.partial) + in_channel * args.out_channels * args.tap_count;
   for (std::int64_t plane = 0; plane < args.grad_output.planes; ++plane) {
-    const std::int64_t(&residue)[3] = args.grad_output.residue[plane];
+    const std::int64_t (&residue)[3] = args.grad_output.residue[plane];
     for (std::int64_t t = args.plane_begin[plane]; t < args.plane_begin[plane + 1]; ++t) {
       // The patch offset of a tap, taken apart: input pixel = q + low + offset.
       std::int64_t rest = args.taps[t].input_offset;
@@ -203,7 +205,8 @@ bool convert(const ConvertArgs& args, std::int64_t row) {
   for (std::int64_t m = 0; m < to.sizes[1]; ++m) {
     for (std::int64_t d = 0; d < to.sizes[2]; ++d) {
       for (std::int64_t h = 0; h < to.sizes[3]; ++h) {
-        S* const out = static_cast<S*>(to.data) + row * to.strides[0] + m * to.strides[1] + d * to.strides[2] + h * to.strides[3];
+        S* const out =
+            static_cast<S*>(to.data) + row * to.strides[0] + m * to.strides[1] + d * to.strides[2] + h * to.strides[3];
         for (std::int64_t w = 0; w < to.sizes[4]; ++w, ++from) {
           T sum = *from;
           for (std::int64_t slice = 1; slice < args.slices; ++slice) sum += from[slice * args.slice_pitch];

@@ -53,7 +53,8 @@ std::vector<Tap> cuda_taps(const Axis& axis, Origin origin) {
   cuda_check(cudaMalloc(&memory, bytes), "allocating a tap table");
   const std::unique_ptr<void, DeviceFree> owner(memory);
   constexpr int threads = 128;
-  device_kernel<TapTable><<<unsigned(ceil_div(axis.filter, threads)), threads>>>({axis, origin, static_cast<Tap*>(memory)});
+  device_kernel<TapTable>
+      <<<unsigned(ceil_div(axis.filter, threads)), threads>>>({axis, origin, static_cast<Tap*>(memory)});
   cuda_check(cudaGetLastError(), "launching the tap table kernel");
   cuda_check(cudaMemcpy(taps.data(), memory, bytes, cudaMemcpyDeviceToHost), "reading a tap table");
   return taps;
