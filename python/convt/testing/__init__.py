@@ -1,0 +1,17 @@
+"""What tests, benches and the demo share: named layers, and the definition in float64 to judge results by."""
+
+from convt.testing.definition import OPERATORS, Sample, sample
+from convt.testing.layers import SUITES, Layer, describe, dtype_name, layer, problem_of, torch_function
+
+__all__ = [
+    "OPERATORS",
+    "SUITES",
+    "Layer",
+    "Sample",
+    "describe",
+    "dtype_name",
+    "layer",
+    "problem_of",
+    "sample",
+    "torch_function",
+]

@@ -1,0 +1,171 @@
+"""The definition in float64 at sampled positions of a result, and how near to it a result has to be.
+
+`o + padding = stride * i + dilation * k` per spatial axis, gathered tap by tap; it calls neither convt nor PyTorch's
+convolutions, so that it can judge both.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from convt.problem import Problem
+
+OPERATORS = ("forward", "grad_input", "grad_weight")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The definition in float64 at sampled positions of a result."""
+
+    index: Tensor  # (points, dimensions of the result), int64
+    value: Tensor  # (points,), float64
+    magnitude: Tensor  # (points,), float64: the sum of the products' absolute values
+    terms: int  # products per element, at most
+
+    def error(self, result: Tensor) -> float:
+        """Largest absolute difference between `result` and the definition; NaN where either is NaN."""
+        return float((self.at(result) - self.value).abs().max())
+
+    def at(self, result: Tensor) -> Tensor:
+        """`result` at the sampled positions, (points,) in float64."""
+        return result.detach()[tuple(self.index.unbind(1))].double()
+
+    def matches(self, result: Tensor, *, other_error: float = 0.0) -> bool:
+        """Whether every sampled element is as near to the definition as its dtype allows.
+
+        Allowed is one rounding of the result plus a random walk of roundings in the accumulator (float32 for the
+        16-bit types), or three times the error that another implementation makes at the same precision.
+        """
+        bound = torch.finfo(result.dtype).eps * self.value.abs() + self._walk(result.dtype) * self.magnitude
+        return bool(((self.at(result) - self.value).abs() <= bound.clamp(min=3.0 * other_error)).all())
+
+    def agree(self, result: Tensor, other: Tensor) -> bool:
+        """Whether two results are near to each other everywhere, sampled or not, as far as the sample tells."""
+        eps = torch.finfo(result.dtype).eps + self._walk(result.dtype)
+        bound = max(eps * float(self.magnitude.max()), 4.0 * (self.error(result) + self.error(other)))
+        # Image by image: the results may fill half of the memory.
+        return all(
+            float((ours - theirs).abs().max()) <= bound
+            for ours, theirs in zip(result.detach(), other.detach(), strict=True)
+        )
+
+    def _walk(self, dtype: torch.dtype) -> float:
+        accumulator = torch.float64 if dtype == torch.float64 else torch.float32
+        return (4.0 + math.sqrt(self.terms)) * torch.finfo(accumulator).eps
+
+
+def sample(
+    operator: str,
+    problem: Problem,
+    first: Tensor,
+    second: Tensor,
+    *,
+    points: int = 1024,
+    seed: int = 0,
+) -> Sample:
+    """The definition of an operator in float64 at `points` random positions and at the corners of the result.
+
+    Args:
+        operator: "forward" (of input, weight), "grad_input" (of grad_output, weight) or "grad_weight" (of
+            grad_output, input).
+        first: (batch, channels, *spatial) input or grad_output.
+        second: (in_channels, out_channels / groups, *filter) weight, or (batch, in_channels, *input) input.
+    """
+    sampler = {"forward": _forward, "grad_input": _grad_input, "grad_weight": _grad_weight}.get(operator)
+    if sampler is None:
+        raise ValueError(f"operator: {operator!r}; legal are {OPERATORS}")
+    return sampler(problem, first.detach(), second.detach(), points, seed)
+
+
+def _positions(shape: tuple[int, ...], points: int, seed: int, device: torch.device) -> Tensor:
+    """(points + corners, len(shape)); the corners are those of the spatial box, in the first and the last channel."""
+    generator = torch.Generator().manual_seed(seed)
+    random = [torch.randint(extent, (points,), generator=generator) for extent in shape]
+    corners = torch.tensor(list(itertools.product(*((0, extent - 1) for extent in shape))))
+    return torch.cat([torch.stack(random, 1), corners]).to(device)
+
+
+def _gathered(
+    problem: Problem,
+    tensor: Tensor,
+    filters: Tensor,
+    index: Tensor,
+    channels: Tensor,
+    pixel: Callable[[int, int], tuple[Tensor, Tensor]],
+) -> Sample:
+    """Sum over taps and channels of tensor[n, channel, pixel] * filter.
+
+    Args:
+        filters: (points, channels, *filter), the filter values that meet each point.
+        index: (points, dimensions of the result).
+        channels: (points, channels), of `tensor`.
+        pixel: (axis, tap) to (position, exists), each (points,).
+    """
+    filters = filters.flatten(2)
+    value = torch.zeros(len(index), dtype=torch.float64, device=tensor.device)
+    magnitude = torch.zeros_like(value)
+    for which, tap in enumerate(itertools.product(*(range(extent) for extent in problem.filter))):
+        places = [pixel(axis, k) for axis, k in enumerate(tap)]
+        exists = torch.stack([e for _, e in places]).all(0)[:, None]
+        at = [torch.where(exists[:, 0], p, 0)[:, None] for p, _ in places]
+        read = (index[:, :1], channels, *at)
+        products = tensor[read].double() * filters[:, :, which].double()
+        products = torch.where(exists, products, 0.0)
+        value += products.sum(1)
+        magnitude += products.abs().sum(1)
+    return Sample(index, value, magnitude, problem.taps * channels.shape[1])
+
+
+def _forward(problem: Problem, input: Tensor, weight: Tensor, points: int, seed: int) -> Sample:
+    index = _positions(problem.output_size, points, seed, input.device)
+    per_group = problem.in_channels // problem.groups
+    group, out_channel = index[:, 1] // weight.shape[1], index[:, 1] % weight.shape[1]
+    channels = group[:, None] * per_group + torch.arange(per_group, device=input.device)
+
+    def pixel(axis: int, tap: int) -> tuple[Tensor, Tensor]:
+        stride = problem.stride[axis]
+        reached = index[:, 2 + axis] + problem.padding[axis] - problem.dilation[axis] * tap
+        i = torch.div(reached, stride, rounding_mode="floor")
+        return i, (reached == i * stride) & (i >= 0) & (i < problem.input[axis])
+
+    return _gathered(problem, input, weight[channels, out_channel[:, None]], index, channels, pixel)
+
+
+def _grad_input(problem: Problem, grad_output: Tensor, weight: Tensor, points: int, seed: int) -> Sample:
+    index = _positions(problem.input_size, points, seed, grad_output.device)
+    within = torch.arange(weight.shape[1], device=grad_output.device)
+    channels = (index[:, 1] // (problem.in_channels // problem.groups))[:, None] * weight.shape[1] + within
+
+    def pixel(axis: int, tap: int) -> tuple[Tensor, Tensor]:
+        o = index[:, 2 + axis] * problem.stride[axis] + problem.dilation[axis] * tap - problem.padding[axis]
+        return o, (o >= 0) & (o < problem.output[axis])
+
+    return _gathered(problem, grad_output, weight[index[:, 1:2], within], index, channels, pixel)
+
+
+def _grad_weight(problem: Problem, grad_output: Tensor, input: Tensor, points: int, seed: int) -> Sample:
+    per_group = problem.out_channels // problem.groups
+    # Each of these elements is a sum over all pixels: fewer points.
+    index = _positions(problem.weight_size, max(points // 16, 1), seed, input.device)
+    value, magnitude = [], []
+    for in_channel, out_channel, *tap in index.tolist():
+        group = in_channel * problem.groups // problem.in_channels
+        image, gradient = input[:, in_channel], grad_output[:, group * per_group + out_channel]
+        for axis, k in enumerate(tap):
+            stride, offset = problem.stride[axis], problem.dilation[axis] * k - problem.padding[axis]
+            first = max(0, -(offset // stride))  # the first input pixel whose output exists
+            last = min(problem.input[axis] - 1, (problem.output[axis] - 1 - offset) // stride)
+            count = max(last - first + 1, 0)
+            image = image.narrow(1 + axis, min(first, problem.input[axis]), count)
+            outputs = first * stride + offset + stride * torch.arange(count, device=input.device)
+            gradient = gradient.index_select(1 + axis, outputs)
+        products = image.double() * gradient.double()
+        value.append(products.sum())
+        magnitude.append(products.abs().sum())
+    return Sample(index, torch.stack(value), torch.stack(magnitude), problem.batch * math.prod(problem.input))
