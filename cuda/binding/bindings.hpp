@@ -8,8 +8,8 @@ void bind_geometry(nanobind::module_& module);
 void bind_host(nanobind::module_& module);
 void bind_device(nanobind::module_& module);
 
-// Creates conv_transpose{1,2,3}d, the eager entry. Plain CPU calls run there, at less than a dispatcher call's cost;
-// everything else goes to the Python function that `connect` registers, argument for argument.
+// The eager entry, conv_transpose{1,2,3}d as C functions. Plain CPU calls are answered there, at less than a dispatcher
+// call's cost; everything else goes to the Python functions that `connect` is given, argument for argument.
 void bind_eager(nanobind::module_& module);
 
 }  // namespace convt::binding

@@ -1,13 +1,11 @@
-#include <array>
+#include <nanobind/stl/string.h>
+
 #include <cstring>
-#include <memory>
-#include <mutex>
-#include <unordered_map>
 
 #include "binding/bindings.hpp"
+#include "binding/plan_cache.hpp"
 #include "binding/problem.hpp"
 #include "host/isa.hpp"
-#include "host/operators.hpp"
 #include "host/parallel.hpp"
 
 namespace nb = nanobind;
@@ -20,32 +18,6 @@ enum Slot { kInput, kWeight, kBias, kStride, kPadding, kOutputPadding, kGroups, 
 constexpr const char* kNames[kSlots] = {"input",   "weight",         "bias",   "stride",
                                         "padding", "output_padding", "groups", "dilation"};
 constexpr int kRanks = 3;
-constexpr std::size_t kMaxPlans = 1024;
-
-// How a call is answered once its problem is known. `recorded`: gradients are wanted.
-enum class Route : int { python, native, aten, aten_small };
-
-// Everything that a plan depends on, as words.
-struct Key {
-  std::array<std::int64_t, 37> words{};
-  bool operator==(const Key&) const = default;
-};
-struct KeyHash {
-  std::size_t operator()(const Key& key) const {
-    std::uint64_t hash = 0x9e3779b97f4a7c15u;
-    for (const std::int64_t word : key.words)
-      hash = (hash ^ std::uint64_t(word)) * 0x2127599bf4325c37u, hash ^= hash >> 29;
-    return hash;
-  }
-};
-
-struct Plan {
-  Route plain = Route::python, recorded = Route::python;
-  nb::object output_size;                          // the tuple for new_empty
-  std::unique_ptr<host::PreparedForward> forward;  // when plain is native
-  std::array<nb::object, 8> small;  // slow_conv_transposeNd's arguments but the tensors, when recorded is aten_small
-  std::size_t small_count = 0;  // trailing defaults are left out: parsing them costs more than the product
-};
 
 // Python objects that calls need, filled by `connect` and kept for good: they outlive the interpreter's teardown order.
 struct Connection {
@@ -66,35 +38,6 @@ struct Connection {
   PyObject* names[kSlots];
 };
 Connection* connection = nullptr;
-
-// Bounded and safe to use from several threads. A loop over one layer finds its plan at the first look.
-class PlanCache {
- public:
-  std::shared_ptr<const Plan> find(const Key& key) {
-    const std::lock_guard lock(mutex_);
-    if (last_plan_ && last_key_ == key) return last_plan_;
-    const auto found = plans_.find(key);
-    if (found == plans_.end()) return nullptr;
-    last_key_ = key;
-    return last_plan_ = found->second;
-  }
-  void insert(const Key& key, std::shared_ptr<const Plan> plan) {
-    const std::lock_guard lock(mutex_);
-    if (plans_.size() >= kMaxPlans) plans_.clear();
-    plans_[key] = std::move(plan);
-  }
-  void clear() {
-    const std::lock_guard lock(mutex_);
-    last_plan_ = nullptr;
-    plans_.clear();
-  }
-
- private:
-  std::mutex mutex_;
-  std::unordered_map<Key, std::shared_ptr<const Plan>, KeyHash> plans_;
-  Key last_key_;
-  std::shared_ptr<const Plan> last_plan_;
-};
 
 // Never destroyed: plans hold Python objects, and the interpreter may end first.
 PlanCache& plans() {
@@ -357,7 +300,6 @@ PyObject* answer(int rank, PyObject* const* arguments, Py_ssize_t count, PyObjec
 template <int Rank>
 PyObject* conv_transpose(PyObject*, PyObject* const* arguments, Py_ssize_t count, PyObject* keywords) {
   try {
-    if (!connection) throw std::runtime_error("convt._C is used before convt was imported");
     return answer(Rank, arguments, count, keywords);
   } catch (nb::python_error& error) {
     error.restore();
@@ -367,7 +309,21 @@ PyObject* conv_transpose(PyObject*, PyObject* const* arguments, Py_ssize_t count
   return nullptr;
 }
 
-void connect(nb::dict from) {
+// The C function that stands in for a Python function of the same signature, with its documentation.
+template <int Rank>
+nb::object stand_in() {
+  // Lives as long as the function it describes: for good.
+  static const std::string name = "conv_transpose" + std::to_string(Rank) + "d";
+  static const std::string documentation =
+      name + "(input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1)\n--\n\n" +
+      nb::cast<std::string>(nb::str(nb::handle(connection->full[Rank - 1]).attr("__doc__")));
+  static PyMethodDef method = {name.c_str(),
+                               reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&conv_transpose<Rank>)),
+                               METH_FASTCALL | METH_KEYWORDS, documentation.c_str()};
+  return nb::steal(PyCFunction_NewEx(&method, nullptr, nb::str("convt").ptr()));
+}
+
+nb::tuple connect(nb::dict from) {
   auto* const made = new Connection{};
   const auto keep = [&](const char* name) { return nb::object(from[name]).release().ptr(); };
   const auto intern = [](const char* name) { return PyUnicode_InternFromString(name); };
@@ -395,31 +351,15 @@ void connect(nb::dict from) {
   made->new_empty = intern("new_empty");
   for (int slot = 0; slot < kSlots; ++slot) made->names[slot] = intern(kNames[slot]);
   connection = made;
-}
-
-#define CONVT_SIGNATURE \
-  "(input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1)\n--\n\n"
-
-template <int Rank>
-void add(nb::module_& module, const char* name, const char* documentation) {
-  // Lives as long as the function it describes: for good.
-  auto* const method =
-      new PyMethodDef{name, reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&conv_transpose<Rank>)),
-                      METH_FASTCALL | METH_KEYWORDS, documentation};
-  const nb::object owner = nb::str("convt");
-  module.attr(name) = nb::steal(PyCFunction_NewEx(method, nullptr, owner.ptr()));
+  return nb::make_tuple(stand_in<1>(), stand_in<2>(), stand_in<3>());
 }
 
 }  // namespace
 
 void bind_eager(nb::module_& module) {
-  add<1>(module, "conv_transpose1d",
-         "conv_transpose1d" CONVT_SIGNATURE "Transposed convolution; see convt.functional.");
-  add<2>(module, "conv_transpose2d",
-         "conv_transpose2d" CONVT_SIGNATURE "Transposed convolution; see convt.functional.");
-  add<3>(module, "conv_transpose3d",
-         "conv_transpose3d" CONVT_SIGNATURE "Transposed convolution; see convt.functional.");
-  module.def("connect", &connect, "objects"_a, "Hands over the Python objects that the eager entry needs.");
+  module.def(
+      "connect", &connect, "objects"_a,
+      "Hands over the Python objects that the eager entry needs; returns conv_transpose{1,2,3}d as C functions.");
   module.def(
       "forget_plans", [] { plans().clear(); }, "Drops what the eager entry has learned, after a change of settings.");
 }

@@ -21,7 +21,11 @@ void forward(nb::handle input, nb::handle weight, nb::handle bias, nb::handle ou
   const Problem problem = problem_of(x.sizes, w, stride, padding, output_padding, groups, dilation);
   require_sizes(y, "output", problem, problem.out_channels, &Axis::output);
   host::TensorView bias_view;
-  if (!bias.is_none()) bias_view = channel_view(host_tensor(bias, "bias", x, 1));
+  if (!bias.is_none()) {
+    const TorchTensor b = host_tensor(bias, "bias", x, 1);
+    if (b.sizes[0] != problem.out_channels) throw nb::value_error("bias must have one element per output channel");
+    bias_view = channel_view(b);
+  }
   nb::gil_scoped_release release;
   host::forward(problem, x.dtype, view_of(x), view_of(w), bias.is_none() ? nullptr : &bias_view, view_of(y));
 }

@@ -84,7 +84,9 @@ void choose_boxes(GridArgs& grid, const Triple& halo, std::int64_t positions, st
     grid.box[2] = std::min(grid.extent[2], round_up(even(grid.extent[2], at_most), lanes));
   }
   const std::int64_t row = grid.box[2] + halo[2];
+  // Single rows are always legal; every larger candidate must earn its place.
   double best = 0;
+  grid.box[0] = grid.box[1] = 1;
   for (std::int64_t parts = 1; parts <= grid.extent[1]; parts = std::max(parts + 1, parts * 9 / 8)) {
     const std::int64_t h = ceil_div(grid.extent[1], parts);
     const std::int64_t slab = row * (h + halo[1]);

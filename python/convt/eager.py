@@ -1,7 +1,7 @@
-"""The eager entry: conv_transpose{1,2,3}d as C functions that answer ordinary CPU calls before Python's machinery starts.
+"""The eager entry: conv_transpose{1,2,3}d as C functions that answer ordinary CPU calls before Python starts to work.
 
 The C side (cuda/binding/eager.cpp) looks a call up by its shapes, strides, dtype and arguments. It asks `_resolve` once
-per problem, and everything it does not know, or that a mode, a transform or a tensor subclass wants to see, runs through
+per problem. Everything it does not know, or that a mode, a transform or a tensor subclass wants to see, runs through
 the Python functions of convt.functional, argument for argument. torch.compile traces those instead of the C functions.
 """
 
@@ -60,7 +60,7 @@ def _resolve(
 def entry(*full: Callable[..., Tensor]) -> list[Callable[..., Tensor]]:
     """The C functions for ranks 1, 2 and 3, given the Python functions that they stand in for."""
     nn: Any = torch._C._nn
-    _C.connect(
+    functions = _C.connect(
         {
             "tensor_type": Tensor,
             "parameter_type": torch.nn.Parameter,
@@ -84,10 +84,9 @@ def entry(*full: Callable[..., Tensor]) -> list[Callable[..., Tensor]]:
             "forward_ad": vars(forward_ad),
         }
     )
-    functions = [_C.conv_transpose1d, _C.conv_transpose2d, _C.conv_transpose3d]
     substitute = getattr(torch.compiler, "substitute_in_graph", None)
     if substitute is None:  # torch 2.4: Dynamo could not trace a C function
         return list(full)
     for function, traceable in zip(functions, full, strict=True):
         substitute(function)(traceable)
-    return functions
+    return list(functions)

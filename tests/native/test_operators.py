@@ -36,8 +36,9 @@ def exact(problem: Problem, input: Tensor, weight: Tensor, grad_output: Tensor, 
             tap, problem.input, problem.output, problem.stride, problem.padding, problem.dilation, strict=True
         ):
             reached = [n for n in range(i) if 0 <= s * n + d * k - p < o]
-            reads.append(slice(reached[0], reached[-1] + 1) if reached else slice(0, 0))
-            writes.append(slice(s * reached[0] + d * k - p, s * reached[-1] + d * k - p + 1, s) if reached else slice(0, 0))
+            first, last = (reached[0], reached[-1]) if reached else (0, -1)
+            reads.append(slice(first, last + 1))
+            writes.append(slice(s * first + d * k - p, s * last + d * k - p + 1, s) if reached else slice(0, 0))
         here, there = (..., *reads), (..., *writes)
         output[there] += torch.einsum("ngi...,gio->ngo...", x[here], w[(..., *tap)])
         grad_input[here] += torch.einsum("ngo...,gio->ngi...", y[there], w[(..., *tap)])
@@ -83,7 +84,8 @@ def test_operators_are_the_definition(trial: Trial):
         pixels,
     )
     labels = "output", "grad_input", "grad_weight", "grad_bias"
-    for actual, wanted, count, label in zip(run(problem, tensors, trial.results()), expected, terms, labels, strict=True):
+    results = run(problem, tensors, trial.results())
+    for actual, wanted, count, label in zip(results, expected, terms, labels, strict=True):
         assert_near(actual, wanted, count, label)
 
 
