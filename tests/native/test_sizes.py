@@ -23,7 +23,7 @@ def problem(
         return value if isinstance(value, tuple) else (value,) * rank
 
     shared = (spread(value) for value in (filter, stride, padding, output_padding, dilation))
-    return Problem(batch, cin, cout, groups, input, *shared)
+    return Problem(batch, in_channels, out_channels, groups, input, *shared)
 
 
 LAYERS = [
