@@ -129,20 +129,18 @@ void widen_bias(const TensorView& bias, void* to) {
   for (std::int64_t i = 0; i < kLanes<T>; ++i) out[bias.sizes[1] + i] = 0;
 }
 
-// Which W phases of a row have taps: decides once per block how its rows are put together.
-enum class Reach { none, all, some };
-
-inline Reach reach_of(const bool* reached, std::int64_t phases) {
-  std::int64_t count = 0;
-  for (std::int64_t phase = 0; phase < phases; ++phase) count += reached[phase];
-  return count == 0 ? Reach::none : count == phases ? Reach::all : Reach::some;
+inline bool any_of(const bool* reached, std::int64_t phases) {
+  for (std::int64_t phase = 0; phase < phases; ++phase) {
+    if (reached[phase]) return true;
+  }
+  return false;
 }
 
 // Depth-to-space of one destination row: pixel stride * q + phase takes position q of its phase, phase_pitch apart.
-// Streaming leaves the caches alone: for results far larger than they are, which it spares the read that a store implies.
+// `any`: some phase has a tap. Streaming leaves the caches alone: for results far larger than they are, which it spares the read that a store implies.
 template <bool Streaming, class T>
 inline void interleave(T* __restrict to, const T* __restrict from, std::int64_t phase_pitch, const bool* reached,
-                       Reach reach, std::int64_t stride, std::int64_t pixels, T bias) {
+                       bool any, std::int64_t stride, std::int64_t pixels, T bias) {
   constexpr int L = kLanes<T>;
   const auto put = [](T* out, Vec<T> value) {
     if constexpr (Streaming) {
@@ -155,7 +153,7 @@ inline void interleave(T* __restrict to, const T* __restrict from, std::int64_t 
   const std::int64_t peel =
       Streaming ? std::int64_t(-reinterpret_cast<std::uintptr_t>(to) % kVectorBytes / sizeof(T)) : 0;
   std::int64_t i = 0;
-  if (reach == Reach::none) {
+  if (!any) {
     for (; i < smaller(peel, pixels); ++i) to[i] = bias;
     for (; i + L <= pixels; i += L) put(to + i, Vec<T>{} + bias);
     for (; i < pixels; ++i) to[i] = bias;
@@ -163,21 +161,24 @@ inline void interleave(T* __restrict to, const T* __restrict from, std::int64_t 
     for (; i < smaller(peel, pixels); ++i) to[i] = from[i] + bias;
     for (; i + L <= pixels; i += L) put(to + i, load(from + i) + bias);
     for (; i < pixels; ++i) to[i] = from[i] + bias;
-  } else if (stride == 2 && reach == Reach::all && peel % 2 == 0) {
-    const T* __restrict odd = from + phase_pitch;
+  } else if (stride == 2 && peel % 2 == 0) {
+    const auto pixel = [&](std::int64_t phase) { return reached[phase] ? from[phase * phase_pitch + i] + bias : bias; };
+    const auto pixels_of = [&](std::int64_t phase) {
+      return reached[phase] ? load(from + phase * phase_pitch + i) + bias : Vec<T>{} + bias;
+    };
     const auto pair = [&] {
-      to[2 * i] = from[i] + bias;
-      to[2 * i + 1] = odd[i] + bias;
+      to[2 * i] = pixel(0);
+      to[2 * i + 1] = pixel(1);
     };
     for (; 2 * i < smaller(peel, pixels - 1); ++i) pair();
     for (; 2 * (i + L) <= pixels; i += L) {
-      Vec<T> even = load(from + i) + bias, next = load(odd + i) + bias;
-      interleave_lanes<T>(even, next, LaneSequence<T>{});
+      Vec<T> even = pixels_of(0), odd = pixels_of(1);
+      interleave_lanes<T>(even, odd, LaneSequence<T>{});
       put(to + 2 * i, even);
-      put(to + 2 * i + L, next);
+      put(to + 2 * i + L, odd);
     }
     for (; 2 * i + 1 < pixels; ++i) pair();
-    if (pixels & 1) to[pixels - 1] = from[i] + bias;
+    if (pixels & 1) to[pixels - 1] = pixel(0);
   } else {
     for (std::int64_t phase = 0; phase < smaller(stride, pixels); ++phase) {
       const T* __restrict source = from + phase * phase_pitch;
@@ -235,7 +236,7 @@ void store_block(const CorrelationArgs& args, const Box& box, const Block<T>& bl
   const T* const bias = args.bias ? static_cast<const T*>(args.bias) + block.channel : nullptr;
   const bool by_channel = to.strides[1] == 1 && to.strides[4] != 1 && block.rows > 1;
   const bool streaming = args.streaming;
-  const Reach reach = reach_of(block.reached, stride[2]);
+  const bool any = any_of(block.reached, stride[2]);
   const std::int64_t d_end = smaller(box.extent[0], divide_up(to.sizes[2] - phase_d, stride[0]) - box.begin[0]);
   const std::int64_t h_end = smaller(box.extent[1], divide_up(to.sizes[3] - phase_h, stride[1]) - box.begin[1]);
   S* const first = static_cast<S*>(to.data) + box.image * to.strides[0] + block.channel * to.strides[1] +
@@ -262,14 +263,14 @@ void store_block(const CorrelationArgs& args, const Box& box, const Block<T>& bl
             if (to.strides[4] == 1) {
               const bool aligned = reinterpret_cast<std::uintptr_t>(out) % kVectorBytes == 0;
               if (streaming && (aligned || pixels >= 8 * kLanes<T>)) {
-                interleave<true>(out, source, phase_pitch, block.reached, reach, stride[2], pixels, added);
+                interleave<true>(out, source, phase_pitch, block.reached, any, stride[2], pixels, added);
               } else {
-                interleave<false>(out, source, phase_pitch, block.reached, reach, stride[2], pixels, added);
+                interleave<false>(out, source, phase_pitch, block.reached, any, stride[2], pixels, added);
               }
               continue;
             }
           }
-          interleave<false>(row_buffer, source, phase_pitch, block.reached, reach, stride[2], pixels, added);
+          interleave<false>(row_buffer, source, phase_pitch, block.reached, any, stride[2], pixels, added);
           if (to.strides[4] == 1) {
             narrow_row(out, row_buffer, pixels);
           } else {
