@@ -110,9 +110,6 @@ def _grad_weight(problem: Problem, dtype: torch.dtype, channels_last: bool) -> b
         return dtype is torch.float64 or (problem.rank == 1 and pixels >= 1024)
     if dtype is torch.float64:
         return pixels >= 256 and (pairs <= 4096 or problem.groups > 1)
-    if dtype is torch.bfloat16:
-        # ATen's result holds NaN there (torch 2.13); copies that avoid it cost more than the difference.
-        return problem.rank == 3 and channels_last
     if pixels < 256:
         return False
     if problem.groups > 1:

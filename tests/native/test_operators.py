@@ -15,7 +15,7 @@ from convt import _C
 from convt.problem import Problem
 
 pytestmark = pytest.mark.usefixtures("native", "best_isa")
-relaxed = settings(deadline=None, max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
+relaxed = settings(deadline=None, max_examples=250, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture

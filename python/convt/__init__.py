@@ -1,0 +1,21 @@
+"""convt: transposed convolution (1-D, 2-D, 3-D; forward and backward) for PyTorch as one implicit GEMM."""
+
+from . import _C, functional, nn
+from .accelerate import accelerate
+from .functional import conv_transpose1d, conv_transpose2d, conv_transpose3d
+from .settings import backend, current_backend, current_precision, precision
+
+__version__: str = _C.build_info()["version"]
+
+__all__ = [
+    "accelerate",
+    "backend",
+    "conv_transpose1d",
+    "conv_transpose2d",
+    "conv_transpose3d",
+    "current_backend",
+    "current_precision",
+    "functional",
+    "nn",
+    "precision",
+]

@@ -1,0 +1,122 @@
+"""Process-wide switches: which backend computes, and in which precision float32 is multiplied.
+
+Like the flags in torch.backends they belong to the process, not to a thread: the backward pass runs in threads of
+autograd's own and must see them. Enter them around a compiled function, not inside it: the choice is made when an
+operator runs, not when it is traced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ContextDecorator, contextmanager
+from types import TracebackType
+
+import torch
+
+BACKENDS = ("auto", "native", "aten")
+PRECISIONS = ("ieee", "tf32")
+
+_Kind = type[BaseException] | None
+
+# Called after every change of the backend: caches of the choice that live outside this package's own.
+observers: list[Callable[[], None]] = []
+
+_backend = "auto"
+_precision: str | None = None
+
+
+def _one_of(argument: str, value: object, legal: tuple[str, ...]) -> str:
+    if value not in legal:
+        raise ValueError(f"convt.{argument}: {argument} must be one of {', '.join(map(repr, legal))}, got {value!r}")
+    return str(value)
+
+
+class backend(ContextDecorator):
+    """Force the backend inside a `with` block or a decorated function.
+
+    "native" is convt's own code, "aten" is PyTorch's, "auto" (the default) lets the plan choose by a measured rule.
+    Nestable; the previous value returns on exit, also after an exception. Raises ValueError for any other name.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = _one_of("backend", name, BACKENDS)
+        self._previous: list[str] = []
+
+    def __enter__(self) -> backend:
+        self._previous.append(_backend)
+        _set_backend(self.name)
+        return self
+
+    def __exit__(self, kind: _Kind, error: BaseException | None, trace: TracebackType | None) -> None:
+        _set_backend(self._previous.pop())
+
+
+class precision(ContextDecorator):
+    """Force how float32 is multiplied on a GPU inside a `with` block or a decorated function.
+
+    "tf32" rounds both operands to 10 bits of mantissa, "ieee" keeps all 23. Without it PyTorch's own switch holds
+    (torch.backends.cudnn.conv.fp32_precision, or torch.backends.cudnn.allow_tf32 before it existed). On a CPU both are
+    "ieee". Nestable; the previous value returns on exit, also after an exception. Raises ValueError for any other name.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = _one_of("precision", name, PRECISIONS)
+        self._previous: list[str | None] = []
+
+    def __enter__(self) -> precision:
+        global _precision
+        self._previous.append(_precision)
+        _precision = self.name
+        return self
+
+    def __exit__(self, kind: _Kind, error: BaseException | None, trace: TracebackType | None) -> None:
+        global _precision
+        _precision = self._previous.pop()
+
+
+def _set_backend(name: str) -> None:
+    global _backend
+    _backend = name
+    for observer in observers:
+        observer()
+
+
+def current_backend() -> str:
+    """The backend asked for: "auto", "native" or "aten"."""
+    return _backend
+
+
+def current_precision() -> str:
+    """How float32 is multiplied on a GPU: "ieee" or "tf32"; PyTorch's switch unless convt.precision overrides it."""
+    return _torch_precision() if _precision is None else _precision
+
+
+def precision_is_overridden() -> bool:
+    """Whether a convt.precision context is active."""
+    return _precision is not None
+
+
+def _torch_precision() -> str:
+    conv = getattr(torch.backends.cudnn, "conv", None)
+    if hasattr(conv, "fp32_precision"):
+        return "tf32" if conv.fp32_precision == "tf32" else "ieee"  # type: ignore[union-attr]
+    return "tf32" if torch.backends.cudnn.allow_tf32 else "ieee"
+
+
+@contextmanager
+def cudnn_precision(value: str) -> Iterator[None]:
+    """PyTorch's own switch set to "ieee" or "tf32" for the duration of a `with` block: ATen's share of an override."""
+    if hasattr(torch._C, "_set_fp32_precision_setter"):
+        previous = torch._C._get_fp32_precision_getter("cuda", "conv")
+        torch._C._set_fp32_precision_setter("cuda", "conv", value)
+        try:
+            yield
+        finally:
+            torch._C._set_fp32_precision_setter("cuda", "conv", previous)
+        return
+    allowed = torch._C._get_cudnn_allow_tf32()
+    torch._C._set_cudnn_allow_tf32(value == "tf32")
+    try:
+        yield
+    finally:
+        torch._C._set_cudnn_allow_tf32(allowed)

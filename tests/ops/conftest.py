@@ -1,0 +1,12 @@
+"""The problems here are tiny: one thread is enough, and does not wait for a second one that is busy elsewhere."""
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
