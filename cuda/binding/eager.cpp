@@ -171,7 +171,7 @@ PyObject* call_small(int rank, const Plan& plan, PyObject* const* values) {
 
 // Asks Python what to do with a problem that it has just computed, and remembers the answer.
 void learn(const Key& key, int rank, PyObject* const* values, const TorchTensor& input, const TorchTensor& weight,
-           const std::int64_t* shared, std::int64_t groups, PyObject* output) {
+           const std::int64_t* shared, std::int64_t groups, PyObject* output, std::uint64_t generation) {
   nb::object answer = nb::borrow(connection->resolve)(
       rank, nb::handle(values[kInput]), nb::handle(values[kWeight]),
       values[kBias] ? nb::handle(values[kBias]) : nb::handle(Py_None), nb::make_tuple(shared[0], shared[1], shared[2]),
@@ -193,7 +193,7 @@ void learn(const Key& key, int rank, PyObject* const* values, const TorchTensor&
     plan->forward =
         std::make_unique<host::PreparedForward>(problem, input.dtype, view_of(input), view_of(weight), view_of(result));
   }
-  plans().insert(key, std::move(plan));
+  plans().insert(key, std::move(plan), generation);
 }
 
 PyObject* run_native(const Plan& plan, PyObject* input_object, const TorchTensor& input, const TorchTensor& weight,
@@ -269,10 +269,11 @@ PyObject* answer(int rank, PyObject* const* arguments, Py_ssize_t count, PyObjec
   }
   const std::shared_ptr<const Plan> plan = plans().find(key);
   if (!plan) {
+    const std::uint64_t generation = plans().generation();
     PyObject* const output = in_python();
     if (!output) return nullptr;
     try {
-      learn(key, rank, values, input, weight, shared, groups, output);
+      learn(key, rank, values, input, weight, shared, groups, output, generation);
     } catch (nb::python_error& error) {
       // The result stands; the next call asks again.
       error.discard_as_unraisable("convt: planning a transposed convolution");

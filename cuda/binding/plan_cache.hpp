@@ -52,13 +52,20 @@ class PlanCache {
     last_key_ = key;
     return last_plan_ = found->second;
   }
-  void insert(const Key& key, std::shared_ptr<const Plan> plan) {
+  // A plan that was made before the last clear() belongs to settings that hold no more, and is dropped.
+  std::uint64_t generation() {
     const std::lock_guard lock(mutex_);
+    return generation_;
+  }
+  void insert(const Key& key, std::shared_ptr<const Plan> plan, std::uint64_t generation) {
+    const std::lock_guard lock(mutex_);
+    if (generation != generation_) return;
     if (plans_.size() >= kCapacity) plans_.clear();
     plans_[key] = std::move(plan);
   }
   void clear() {
     const std::lock_guard lock(mutex_);
+    ++generation_;
     last_plan_ = nullptr;
     plans_.clear();
   }
@@ -67,6 +74,7 @@ class PlanCache {
   static constexpr std::size_t kCapacity = 1024;
   std::mutex mutex_;
   std::unordered_map<Key, std::shared_ptr<const Plan>, KeyHash> plans_;
+  std::uint64_t generation_ = 0;
   Key last_key_;
   std::shared_ptr<const Plan> last_plan_;
 };

@@ -5,6 +5,8 @@ namespace nb = nanobind;
 namespace convt::binding {
 namespace {
 
+constexpr double kMaxPhases = 1 << 20;
+
 [[noreturn]] void fail(const std::string& message) { throw nb::value_error(message.c_str()); }
 
 }  // namespace
@@ -50,6 +52,10 @@ Problem problem_of(const std::int64_t* input_sizes, const TorchTensor& weight, c
       fail("no legal transposed convolution on spatial axis " + std::to_string(axis));
     }
   }
+  // Tables have an entry per phase. The bound keeps them small; no other size here depends on a stride alone.
+  double phases = 1;
+  for (const Axis& axis : problem.axes) phases *= double(axis.stride);
+  if (phases > kMaxPhases) fail("the strides make more than 2**20 phases; native code takes no more");
   return problem;
 }
 

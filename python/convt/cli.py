@@ -29,14 +29,25 @@ def _parser() -> argparse.ArgumentParser:
 
     bench = commands.add_parser("bench", help="convt against PyTorch, interleaved, in medians")
     suites = bench.add_subparsers(dest="suite", required=True)
-    cpu = suites.add_parser("cpu", help="layers on the CPU, forward and backward")
-    cpu.add_argument("--filter", nargs="+", default=[], metavar="WORD", help="only layers whose name has every word")
-    cpu.add_argument("--direction", choices=("forward", "backward", "both"), default="both")
-    cpu.add_argument("--backend", choices=BACKENDS, default="auto")
-    cpu.add_argument("--seconds", type=_positive, default=1.0, help="time to measure each line for (1)")
-    cpu.add_argument("--quick", action="store_true", help="a tenth of a second per line: numbers are rough")
-    cpu.add_argument("--out", type=Path, help="append JSON lines to this file")
-    cpu.set_defaults(run=_bench_layers)
+    for suite, what in (
+        ("cpu", "layers on the CPU"),
+        ("sweep", "300 layers on the CPU, what the plan's rule rests on"),
+    ):
+        layers = suites.add_parser(suite, help=what)
+        layers.add_argument(
+            "--filter", nargs="+", default=[], metavar="WORD", help="only layers whose name has every word"
+        )
+        layers.add_argument(
+            "--direction",
+            choices=("forward", "backward", "grad_input", "grad_weight", "both", "operators"),
+            default="both",
+            help="both: forward and backward (the default); operators: forward, grad_input and grad_weight apart",
+        )
+        layers.add_argument("--backend", choices=BACKENDS, default="auto")
+        layers.add_argument("--seconds", type=_positive, default=1.0, help="time to measure each line for (1)")
+        layers.add_argument("--quick", action="store_true", help="a tenth of a second per line: numbers are rough")
+        layers.add_argument("--out", type=Path, help="append JSON lines to this file")
+        layers.set_defaults(run=_bench_layers)
     overhead = suites.add_parser("overhead", help="nanoseconds per call on one element")
     overhead.add_argument("--quick", action="store_true", help="a tenth of the repeats: numbers are rough")
     overhead.add_argument("--out", type=Path, help="append JSON lines to this file")
@@ -67,10 +78,11 @@ def _demo(options: argparse.Namespace) -> int:
 def _bench_layers(options: argparse.Namespace) -> int:
     from convt.bench import layers
 
+    groups = {"both": layers.BOTH, "operators": layers.OPERATORS}
     return layers.run(
         options.suite,
         words=options.filter,
-        directions=layers.DIRECTIONS if options.direction == "both" else (options.direction,),
+        directions=groups.get(options.direction, (options.direction,)),
         backend=options.backend,
         seconds=0.1 if options.quick else options.seconds,
         out=options.out,

@@ -153,7 +153,7 @@ def _solve(
         least_turns=3,
         after_turn=lambda fraction: step("timing torch and convt in turns", 0.4 + 0.6 * fraction),
     )
-    flops, bytes = 2 * problem.macs, machine.forward_bytes(problem, input.itemsize)
+    flops, bytes = 2 * problem.macs, machine.operator_bytes(problem, input.itemsize)
     return Result(
         number=number,
         problem=problem,

@@ -15,6 +15,8 @@ from .problem import Problem
 
 # Products below which a call costs more than its arithmetic: ATen's own autograd node is then the cheapest to record.
 _SMALL_MACS = 4096
+# Products below which ATen's setup alone takes longer than the native forward.
+_LIGHT_MACS = 32768
 
 
 def is_small(problem: Problem, dtype: torch.dtype) -> bool:
@@ -51,37 +53,55 @@ def _is_strided(problem: Problem) -> bool:
     return max(problem.stride) > 1
 
 
+def _is_dilated(problem: Problem) -> bool:
+    return max(problem.dilation) > 1
+
+
+def _aten_skips_onednn(problem: Problem, dtype: torch.dtype) -> bool:
+    """Whether ATen takes its plain column code, for one small image (ConvParams::use_mkldnn), and native code fits it."""
+    filter = (1, *problem.filter)[-2:]
+    first_axes = problem.in_channels * math.prod(problem.input[:2])
+    small = problem.batch == 1 and problem.groups == 1 and first_axes <= 20480 and min(filter) <= 3
+    # Halos that rival the image are native code's worst case.
+    axes = zip(problem.input, problem.filter, problem.stride, problem.dilation, strict=True)
+    compact = all(2 * d * (k - 1) <= s * i for i, k, s, d in axes)
+    return small and compact and problem.taps > 1 and dtype is torch.float32
+
+
 def _forward(problem: Problem, dtype: torch.dtype, channels_last: bool) -> bool:
-    pixels, pairs = _pixels(problem), _pairs(problem)
+    pixels, pairs, widest = _pixels(problem), _pairs(problem), max(problem.filter)
+    if problem.macs <= _LIGHT_MACS and not channels_last:
+        return True
     if dtype is torch.float64:
         return pixels >= 256
     if problem.groups > 1 and pairs == 1:  # depthwise
         if channels_last:
             return False
         if dtype is torch.bfloat16:
-            return pixels >= 256
-        wide = problem.rank != 2 or (_is_strided(problem) and max(problem.filter) <= 4)
+            return pixels >= 256 and _is_strided(problem)
+        wide = problem.rank == 3 or (problem.rank == 1 and widest <= 5) or (_is_strided(problem) and widest <= 4)
         return wide and pixels >= 1024
     if dtype is torch.bfloat16 or pixels < 256:
         return False
-    outputs = problem.out_channels // problem.groups
+    if _aten_skips_onednn(problem, dtype):
+        return True
     if problem.groups > 1:
         if problem.rank == 3:
             return False
         if channels_last:
-            return pixels >= 1024 and max(problem.dilation) == 1
-        return pixels >= 1024 and (_is_strided(problem) or max(problem.filter) <= 3)
-    if outputs <= 4:
-        return max(problem.dilation) == 1 or _is_strided(problem)
+            return pixels >= 1024 and not _is_dilated(problem)
+        return pixels >= 1024 and (_is_strided(problem) or widest <= 3)
+    if problem.out_channels <= 4:
+        return _is_strided(problem) or not _is_dilated(problem)
     if channels_last:
         return False
     if problem.rank == 1:
-        return pairs <= 4096 if _is_strided(problem) else pairs <= 2048 and max(problem.dilation) == 1
+        return pairs <= 4096 if _is_strided(problem) else pairs <= 2048 and not _is_dilated(problem)
     if problem.rank == 3:
-        return _is_strided(problem) and pixels >= 4096 and max(problem.filter) <= 3
+        return _is_strided(problem) and pixels >= 4096 and widest <= 4
     if _is_strided(problem):
         return pixels >= 1024 or pairs <= 1024
-    return pairs <= 256 and max(problem.dilation) == 1
+    return pairs <= 256 and not _is_dilated(problem)
 
 
 def _grad_input(problem: Problem, dtype: torch.dtype, channels_last: bool) -> bool:
@@ -90,16 +110,15 @@ def _grad_input(problem: Problem, dtype: torch.dtype, channels_last: bool) -> bo
         return pixels >= 256
     if dtype is torch.bfloat16 or channels_last or pixels < 256:
         return False
+    if _aten_skips_onednn(problem, dtype):
+        return True
     if problem.groups > 1:
         if problem.rank == 1:
-            return pixels >= 1024 and problem.taps <= 8
-        dilated = max(problem.dilation) > 1 and pairs > 1
-        return problem.rank == 2 and pixels >= 1024 and dilated
+            return pixels >= 1024 and problem.taps <= 5
+        return problem.rank == 2 and pixels >= 1024 and pairs > 1 and _is_dilated(problem)
     if problem.rank == 1:
-        return pairs <= 2048 and problem.taps <= 5
-    if problem.rank == 2 and max(problem.stride) >= 4 and max(problem.dilation) > 1:
-        return pixels >= 4096
-    return problem.rank == 2 and pairs <= 256 and problem.taps <= 9
+        return _is_dilated(problem) and pairs <= 2048 and pixels >= 8192
+    return problem.rank == 2 and max(problem.stride) >= 4 and _is_dilated(problem) and pixels >= 4096
 
 
 def _grad_weight(problem: Problem, dtype: torch.dtype, channels_last: bool) -> bool:
@@ -109,17 +128,16 @@ def _grad_weight(problem: Problem, dtype: torch.dtype, channels_last: bool) -> b
             return pixels * problem.taps >= 512
         return dtype is torch.float64 or (problem.rank == 1 and pixels >= 1024)
     if dtype is torch.float64:
-        return pixels >= 256 and (pairs <= 4096 or problem.groups > 1)
-    if pixels < 256:
+        return pixels >= 256 and pixels * problem.taps >= 2048 and (pairs <= 4096 or problem.groups > 1)
+    if dtype is torch.bfloat16 or pixels < 256:
         return False
+    if _aten_skips_onednn(problem, dtype) and not channels_last:
+        return True
     if problem.groups > 1:
         if problem.rank == 1:
-            return pixels >= 1024 and problem.taps <= 8
-        return max(problem.dilation) > 1 and not channels_last
+            return pixels >= 1024 and problem.taps <= 5
+        return _is_dilated(problem) and not channels_last
     if problem.rank == 1:
         return pairs <= 2048 and problem.taps <= 4
-    if problem.rank == 2 and not channels_last:
-        if max(problem.dilation) > 1 and _is_strided(problem):
-            return pixels >= 1024 and pairs <= 2048
-        return pairs <= 256 and problem.taps <= 4
-    return False
+    dilated_and_strided = _is_dilated(problem) and _is_strided(problem)
+    return problem.rank == 2 and not channels_last and dilated_and_strided and pixels >= 1024 and pairs <= 2048

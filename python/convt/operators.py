@@ -192,18 +192,23 @@ def grad_weight(
         return weight.zero_()
     stride, padding, output_padding, groups, dilation = geometry
     shared = stride, padding, dilation, True, output_padding, groups, (False, True, False)
-    if _is_16_bit_on_cpu(input):
+    if _needs_float32(call.problem, input):
         wide = grad_output.float(), input.float(), weight.float()
         return _conform(_aten(_convolution_backward, *wide, None, *shared)[1].to(input.dtype), call)
     return _conform(_aten(_convolution_backward, grad_output, input, weight, None, *shared)[1], call)
 
 
-def _is_16_bit_on_cpu(input: Tensor) -> bool:
-    """Where ATen's weight gradient cannot be used as it is: it reads memory that nobody wrote.
+def _needs_float32(problem: Problem, input: Tensor) -> bool:
+    """Where ATen's weight gradient cannot be used as it is: a 16-bit one on a CPU, outside the bounds below.
 
-    torch 2.13, bfloat16: 29 of 1630 random layers with a tap that reaches no output, 1 of 1370 without one.
+    In bfloat16 it reads and writes beyond its buffers where an input extent is small against filter, dilation and
+    padding (torch 2.13 with AVX-512 BF16; every rank and layout): garbage in the result, and in the heap. Within these
+    bounds 56 000 random problems were right on a poisoned heap. float16 is held to them for good measure.
     """
-    return input.is_cpu and input.dtype in (torch.bfloat16, torch.float16)
+    if not input.is_cpu or input.dtype not in (torch.bfloat16, torch.float16):
+        return False
+    sound = max(problem.dilation) == 1 and max(problem.filter) <= 5 and max(problem.padding) <= 2
+    return not (sound and min(problem.input) >= 8)
 
 
 def gradients(
@@ -214,7 +219,7 @@ def gradients(
     kernel_size = weight.shape[2:]
     to_input = _grad_input_call(*keys[:2], geometry, channels_last, settings._backend)
     to_weight = _grad_weight_call(keys[0], keys[2], kernel_size, geometry, channels_last, settings._backend)
-    if to_input.native or to_weight.native or to_input.empty or _is_16_bit_on_cpu(input):
+    if to_input.native or to_weight.native or to_input.empty or _needs_float32(to_weight.problem, input):
         return (
             grad_input(grad_output, weight, geometry, channels_last),
             grad_weight(grad_output, input, kernel_size, geometry, channels_last),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import torch
 from . import heuristics
 from .problem import Problem
 
+MOST_PHASES = 2**20
 OPERATORS = ("forward", "grad_input", "grad_weight")
 
 
@@ -31,10 +33,17 @@ def candidates(requested: str) -> tuple[str, ...]:
     return ("native", "aten") if requested == "auto" else (requested,)
 
 
-def refusal(backend: str, device_type: str) -> str | None:
-    """Why a backend cannot run on this device; None when it can."""
-    if backend == "native" and device_type != "cpu":
+def refusal(backend: str, problem: Problem, device_type: str) -> str | None:
+    """Why a backend cannot compute a problem on this device; None when it can."""
+    if backend != "native":
+        return None
+    if device_type != "cpu":
         return f"this build of convt has no native code for device {device_type!r}, only for 'cpu'"
+    phases = math.prod(problem.stride)
+    if phases > MOST_PHASES:
+        return (
+            f"stride {problem.stride} has {phases} phases, and the native code keeps a table of at most {MOST_PHASES}"
+        )
     return None
 
 
@@ -57,7 +66,7 @@ def plan(
     channels_last tells the layout of the result; requested is the convt.backend setting. Raises RuntimeError when the
     requested backend cannot run on the device.
     """
-    refusals = {name: refusal(name, device_type) for name in candidates(requested)}
+    refusals = {name: refusal(name, problem, device_type) for name in candidates(requested)}
     legal = [name for name, reason in refusals.items() if reason is None]
     if not legal:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in refusals.items())

@@ -49,6 +49,8 @@ def test_tensors_that_do_not_fit_are_refused(change, message):
         ((1,), (0,), (0,), 2, (1,)),
         ((1,), (0,), (0,), 0, (1,)),
         ((1, 1), (0,), (0,), 1, (1,)),
+        ((2**40,), (0,), (0,), 1, (1,)),
+        ((2**62,), (0,), (0,), 1, (1,)),
     ],
 )
 def test_illegal_geometry_is_refused(shared):

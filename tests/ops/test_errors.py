@@ -219,7 +219,7 @@ def test_inner_ops_refuse(backend, text, call):
 def test_too_large_to_allocate(backend):
     """Sizes that 64 bits hold and memory does not: the allocator's error, no crash."""
     with pytest.raises(RuntimeError, match=r"can't allocate memory|not enough memory"):
-        convt.conv_transpose2d(X, W, stride=2**20)
+        convt.conv_transpose2d(X, W, dilation=2**21)
 
 
 def test_nothing_is_written_on_refusal(backend):

@@ -85,6 +85,18 @@ def test_native_elsewhere_than_on_a_cpu_is_refused_with_the_reason():
     assert "no native code for device 'cuda'" in choice.reason
 
 
+@pytest.mark.parametrize("stride", (2**21, 2**40, 2**62))
+def test_more_phases_than_native_code_keeps(stride):
+    """One input pixel under an absurd stride is a small, legal problem: refused with the reason, or left to ATen."""
+    input, weight = torch.randn(1, 2, 1, 1), torch.randn(2, 3, 2, 2)
+    problem = forward_problem(
+        input.shape, weight.shape, None, convt.ops.Geometry((stride, 1), (0, 0), (0, 0), 1, (1, 1))
+    )
+    assert plan(problem, "forward", torch.float32).backend == "aten"
+    with convt.backend("native"), pytest.raises(RuntimeError, match=r"stride .* has \d+ phases"):
+        convt.conv_transpose2d(input, weight, stride=(stride, 1))
+
+
 @pytest.mark.cuda
 @pytest.mark.parametrize("problem", CASES, ids=lambda p: p.name)
 def test_cuda_tensors_compute(problem):

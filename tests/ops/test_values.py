@@ -173,6 +173,9 @@ def test_frozen_tensors_cost_nothing(backend, monkeypatch):
         case("3d-uneven", (1, 2, 3, 1, 4), (2, 3, 2, 3, 3), stride=(3, 2, 1), padding=(0, 1, 0)),
         case("2d", (2, 5, 16, 1), (5, 2, 2, 3), stride=(3, 2), padding=1),
         case("1d", (2, 2, 1), (2, 16, 4), stride=3, padding=1),
+        case("2d-wide", (1, 64, 3, 31), (64, 2, 3, 3), stride=(1, 2), padding=(0, 1), dilation=(2, 1), groups=4),
+        case("3d-ordinary", (4, 5, 2, 5, 7), (5, 16, 4, 1, 3), stride=(1, 3, 1), padding=(1, 0, 1)),
+        case("2d-sound", (2, 3, 8, 9), (3, 16, 4, 4), stride=2, padding=1),
     ),
     ids=lambda p: p.name,
 )

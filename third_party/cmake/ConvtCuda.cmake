@@ -15,8 +15,8 @@ if(convt_cuda_mode STREQUAL "wheels")
       "import nvidia, pathlib; print(*[r for p in nvidia.__path__ for r in sorted(pathlib.Path(p).glob('cu*')) if (r / 'bin/nvcc').is_file()], sep=';')"
     OUTPUT_VARIABLE convt_cuda_roots OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET)
   if(NOT convt_cuda_roots)
-    message(FATAL_ERROR "CONVT_CUDA=wheels, but no nvcc wheel is installed: pip install 'convt[cuda-build]' first and build with --no-build-isolation, "
-      "or install nvidia-cuda-nvcc, nvidia-nvvm, nvidia-cuda-crt, nvidia-cuda-runtime and nvidia-cuda-cccl")
+    message(FATAL_ERROR "CONVT_CUDA=wheels, but no nvcc wheel is installed for ${Python_EXECUTABLE}. Install the packages of the "
+      "cuda-build extra in pyproject.toml (nvidia-cuda-nvcc and its companions) and build with --no-build-isolation")
   endif()
   list(GET convt_cuda_roots -1 convt_cuda_root)
   set(CMAKE_CUDA_COMPILER "${convt_cuda_root}/bin/nvcc")

@@ -1,4 +1,4 @@
-"""`convt bench cpu`: every layer of a suite, forward and backward, convt against PyTorch."""
+"""`convt bench cpu` and `sweep`: every layer of a suite, forward and backward, convt against PyTorch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,15 @@ from convt.plan import plan
 from convt.terminal import plain_table, print_whole, progress_bar
 from convt.testing import SUITES, Layer, dtype_name, sample, torch_function
 
-DIRECTIONS = ("forward", "backward")
+# What a direction computes: backward is what training asks for, the single operators are what the plan decides on.
+DIRECTIONS = {
+    "forward": ("forward",),
+    "backward": ("grad_input", "grad_weight"),
+    "grad_input": ("grad_input",),
+    "grad_weight": ("grad_weight",),
+}
+BOTH = ("forward", "backward")
+OPERATORS = ("forward", "grad_input", "grad_weight")
 
 
 @dataclass(frozen=True)
@@ -32,7 +40,7 @@ class Line:
 
     suite: str
     problem: str
-    direction: str  # backward: gradients of input and weight together
+    direction: str  # backward: gradients of input and weight together; or one of them
     dtype: str
     precision: str
     layout: str
@@ -87,22 +95,23 @@ def measure(
     problem = layer.problem
     input, weight, grad_output = layer.tensors(device)
     theirs, ours = torch_function(problem.rank), getattr(convt, f"conv_transpose{problem.rank}d")
-    operators = ("forward",) if direction == "forward" else ("grad_input", "grad_weight")
+    operators = DIRECTIONS[direction]
 
-    with convt.backend(backend), torch.set_grad_enabled(direction == "backward"):
+    with convt.backend(backend), torch.set_grad_enabled(direction != "forward"):
         calls: list[Call]
         if direction == "forward":
             calls = [partial(f, input, weight, None, *problem.geometry) for f in (theirs, ours)]
         else:
-            leaves = (input.requires_grad_(), weight.requires_grad_())
-            outputs = [f(*leaves, None, *problem.geometry) for f in (theirs, ours)]
+            wanted = {"grad_input": input, "grad_weight": weight}
+            leaves = tuple(wanted[operator].requires_grad_() for operator in operators)
+            outputs = [f(input, weight, None, *problem.geometry) for f in (theirs, ours)]
             calls = [partial(torch.autograd.grad, y, leaves, grad_output, retain_graph=True) for y in outputs]
         their_error, our_error, ok = _judge(layer, operators, (input, weight, grad_output), *(call() for call in calls))
         plans = [planned(layer, operator, device) for operator in operators]
         torch_time, time = interleaved(calls, seconds=seconds, device=device, after_turn=after_turn)
 
     flops = 2 * problem.macs * len(operators)
-    count = machine.forward_bytes if direction == "forward" else machine.backward_bytes
+    count = machine.backward_bytes if direction == "backward" else machine.operator_bytes
     bytes = count(problem, layer.dtype.itemsize)
     return Line(
         suite=suite,
@@ -143,7 +152,7 @@ def _judge(
         "grad_input": (grad_output, weight),
         "grad_weight": (grad_output, input),
     }
-    if len(operators) == 1:
+    if operators == ("forward",):
         theirs, ours = (theirs,), (ours,)
     their_worst, our_worst, ok = 0.0, 0.0, True
     for operator, their_result, our_result in zip(operators, theirs, ours, strict=True):
@@ -173,7 +182,7 @@ def run(
     suite: str,
     *,
     words: Sequence[str] = (),
-    directions: Sequence[str] = DIRECTIONS,
+    directions: Sequence[str] = BOTH,
     backend: str = "auto",
     seconds: float = 1.0,
     out: Path | None = None,

@@ -40,8 +40,8 @@ def measure_roofline(device: str = "cpu", dtype: torch.dtype = torch.float32, se
     return Roofline(copy=2 * source.nbytes / copy.low, multiply=2 * size**3 / multiply.low)
 
 
-def forward_bytes(problem: Problem, itemsize: int) -> int:
-    """Input and filter read once, output written once."""
+def operator_bytes(problem: Problem, itemsize: int) -> int:
+    """Any one operator: two of input, filter and output read once, the third written once."""
     return itemsize * sum(math.prod(size) for size in (problem.input_size, problem.weight_size, problem.output_size))
 
 

@@ -1,7 +1,10 @@
 """What tests, benches and the demo share: named layers, and the definition in float64 to judge results by."""
 
 from convt.testing.definition import OPERATORS, Sample, sample
-from convt.testing.layers import SUITES, Layer, describe, dtype_name, layer, problem_of, torch_function
+from convt.testing.layers import CPU_LAYERS, Layer, describe, dtype_name, layer, problem_of, torch_function
+from convt.testing.sweep import sweep_layers
+
+SUITES: dict[str, tuple[Layer, ...]] = {"cpu": CPU_LAYERS, "sweep": tuple(sweep_layers())}
 
 __all__ = [
     "OPERATORS",

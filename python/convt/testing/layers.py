@@ -168,4 +168,4 @@ def _cpu_layers() -> Iterator[Layer]:
     yield layer((8192,), 3, (32, 64), batch=2, stride=2, padding=1, dilation=2, dtype=double)
 
 
-SUITES: dict[str, tuple[Layer, ...]] = {"cpu": tuple(_cpu_layers())}
+CPU_LAYERS = tuple(_cpu_layers())
