@@ -137,7 +137,8 @@ inline bool any_of(const bool* reached, std::int64_t phases) {
 }
 
 // Depth-to-space of one destination row: pixel stride * q + phase takes position q of its phase, phase_pitch apart.
-// `any`: some phase has a tap. Streaming leaves the caches alone: for results far larger than they are, which it spares the read that a store implies.
+// `any`: some phase has a tap. Streaming leaves the caches alone: for results far larger than they are, which it spares
+// the read that a store implies.
 template <bool Streaming, class T>
 inline void interleave(T* __restrict to, const T* __restrict from, std::int64_t phase_pitch, const bool* reached,
                        bool any, std::int64_t stride, std::int64_t pixels, T bias) {

@@ -45,16 +45,19 @@ def _resolve(
     problem, channels_last = operators.check_forward(
         operand(input), operand(weight), None if bias is None else operand(bias), geometry
     )
-    if channels_last:
-        # ATen's layout differs from the documented rule for some dtypes; Python sets it right.
-        return Route.PYTHON, Route.PYTHON
     backend = settings.current_backend()
-    plans = [plan(problem, name, input.dtype, "cpu", False, backend).backend for name in OPERATORS]
+    plans = [plan(problem, name, input.dtype, "cpu", channels_last, backend).backend for name in OPERATORS]
+    all_aten = set(plans) == {"aten"}
+    if channels_last:
+        # The C side makes contiguous results, and ATen's layout is always the documented one only in float32 2-D.
+        alike = rank == 2 and input.dtype is torch.float32
+        plain = Route.ATEN if alike and plans[0] == "aten" else Route.PYTHON
+        return plain, Route.ATEN if alike and all_aten else Route.PYTHON
     plain = Route.NATIVE if plans[0] == "native" else Route.ATEN
     if backend == "auto" and heuristics.is_small(problem, input.dtype):
         return plain, Route.ATEN_SMALL if rank > 1 else Route.ATEN
     trusted = input.dtype in (torch.float32, torch.float64)  # see operators.grad_weight
-    return plain, Route.ATEN if set(plans) == {"aten"} and trusted else Route.PYTHON
+    return plain, Route.ATEN if all_aten and trusted else Route.PYTHON
 
 
 def entry(*full: Callable[..., Tensor]) -> list[Callable[..., Tensor]]:

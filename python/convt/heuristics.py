@@ -58,7 +58,7 @@ def _is_dilated(problem: Problem) -> bool:
 
 
 def _aten_skips_onednn(problem: Problem, dtype: torch.dtype) -> bool:
-    """Whether ATen takes its plain column code, for one small image (ConvParams::use_mkldnn), and native code fits it."""
+    """Whether ATen takes its column code, for one small image (ConvParams::use_mkldnn), and native code suits it."""
     filter = (1, *problem.filter)[-2:]
     first_axes = problem.in_channels * math.prod(problem.input[:2])
     small = problem.batch == 1 and problem.groups == 1 and first_axes <= 20480 and min(filter) <= 3
@@ -89,7 +89,7 @@ def _forward(problem: Problem, dtype: torch.dtype, channels_last: bool) -> bool:
         if problem.rank == 3:
             return False
         if channels_last:
-            return pixels >= 1024 and not _is_dilated(problem)
+            return pixels >= 1024 and pairs <= 256 and not _is_dilated(problem)
         return pixels >= 1024 and (_is_strided(problem) or widest <= 3)
     if problem.out_channels <= 4:
         return _is_strided(problem) or not _is_dilated(problem)
