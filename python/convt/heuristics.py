@@ -14,17 +14,19 @@ import torch
 from .problem import Problem
 
 # Products below which a call costs more than its arithmetic: ATen's own autograd node is then the cheapest to record.
-_SMALL_MACS = 4096
-# Products below which ATen's setup alone takes longer than the native forward.
+_SMALL_MACS = 65536
+# Products below which ATen's setup alone takes longer than native code.
 _LIGHT_MACS = 32768
 
 
 def is_small(problem: Problem, dtype: torch.dtype) -> bool:
     """Whether a call that records gradients is cheapest through ATen's small-problem operator."""
     results = problem.out_channels * math.prod(problem.output)
+    # With more images ATen's backward goes through oneDNN, whose setup takes longer than all else.
     return (
         problem.groups == 1
-        and problem.batch * results <= _SMALL_MACS
+        and problem.batch == 1
+        and results <= _SMALL_MACS
         and problem.macs <= _SMALL_MACS
         and dtype in (torch.float32, torch.float64)
     )
@@ -35,6 +37,8 @@ def choose(problem: Problem, operator: str, dtype: torch.dtype, channels_last: b
 
     operator is "forward", "grad_input" or "grad_weight"; channels_last tells the layout of the result.
     """
+    if problem.macs <= _LIGHT_MACS and not channels_last:
+        return "native"
     rule = {"forward": _forward, "grad_input": _grad_input, "grad_weight": _grad_weight}[operator]
     return "native" if dtype is torch.float16 or rule(problem, dtype, channels_last) else "aten"
 
@@ -70,8 +74,6 @@ def _aten_skips_onednn(problem: Problem, dtype: torch.dtype) -> bool:
 
 def _forward(problem: Problem, dtype: torch.dtype, channels_last: bool) -> bool:
     pixels, pairs, widest = _pixels(problem), _pairs(problem), max(problem.filter)
-    if problem.macs <= _LIGHT_MACS and not channels_last:
-        return True
     if dtype is torch.float64:
         return pixels >= 256
     if problem.groups > 1 and pairs == 1:  # depthwise
