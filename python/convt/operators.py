@@ -211,6 +211,24 @@ def _needs_float32(problem: Problem, input: Tensor) -> bool:
     return not (sound and min(problem.input) >= 8)
 
 
+@lru_cache(maxsize=4096)
+def joint_backward(input: OperandKey, weight: OperandKey, geometry: Geometry, backend: str) -> tuple[Any, ...] | None:
+    """ATen's arguments for both gradients in one call, where they need no second look; None elsewhere.
+
+    Looked up with the forward: after a backward pass of milliseconds Python runs from cold caches, and every line that
+    stands between autograd and ATen costs several times what it does in a loop.
+    """
+    head = Operand(*input)
+    problem, channels_last = check_forward(input, weight, None, geometry)
+    if channels_last or problem.batch == 0 or head.dtype not in (torch.float32, torch.float64):
+        return None
+    names = ("grad_input", "grad_weight")
+    if any(plan(problem, name, head.dtype, head.device.type, False, backend).backend != "aten" for name in names):
+        return None
+    stride, padding, output_padding, groups, dilation = geometry
+    return stride, padding, dilation, True, output_padding, groups, (True, True, False)
+
+
 def gradients(
     grad_output: Tensor, input: Tensor, weight: Tensor, geometry: Geometry, channels_last: bool
 ) -> tuple[Tensor, Tensor]:

@@ -25,13 +25,14 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 
-from . import operators
-from .problem import Geometry, Ints, forward_problem
+from . import operators, settings
+from .problem import Geometry, Ints, forward_problem, operand
 
 _functorch = torch._C._functorch
 _functorch_active = torch._C._are_functorch_transforms_active
 _any_autocast = torch._C._is_any_autocast_enabled
 _below_autograd = torch._C._AutoDispatchBelowAutograd
+_convolution_backward: Any = torch.ops.aten.convolution_backward.default
 _dispatch_keys = torch._C._dispatch_keys
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _profiler_enabled = torch._C._autograd._profiler_enabled
@@ -135,22 +136,31 @@ class Contraction(_SingleLevelFunction):
             ctx.save_for_forward(a, b)
         ctx.result = result
         ctx.form = form
+        ctx.joint = None
         if modes is None:
+            if result == OUTPUT and _skips_dispatch(a, b):
+                backend = ctx.backend = settings.current_backend()
+                ctx.joint = operators.joint_backward(operand(a), operand(b), form.geometry, backend)
             return _contract_below(result, a, b, bias, form)
         with torch.set_grad_enabled(modes[0]), forward_ad._set_fwd_grad_enabled(modes[1]):
             return _contract_below(result, a, b, bias, form)
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
-        slots = _OPERANDS[ctx.result]
         saved = ctx.saved_tensors
+        nested = torch.is_grad_enabled() or forward_ad._current_level >= 0 or _functorch_active()
+        bias = _grad_bias_op(cotangent) if ctx.needs_input_grad[3] else None
+        both = not nested and ctx.result == OUTPUT and all(ctx.needs_input_grad[1:3])
+        both = both and _skips_dispatch(cotangent, *saved)
+        if both and ctx.joint is not None and ctx.backend == settings.current_backend() and not _any_autocast():
+            input, weight, _ = _convolution_backward(cotangent, *saved, None, *ctx.joint)
+            if input.is_contiguous() and weight.is_contiguous():
+                return None, input, weight, bias, None, None
+        slots = _OPERANDS[ctx.result]
         tensors = {slots[0]: saved[0], slots[1]: saved[1], ctx.result: cotangent}
         kernel_size = tensors[WEIGHT].shape[2:] if WEIGHT in slots else ()
         form = Form(ctx.form.geometry, kernel_size, _like_its_operands(*saved))
-        nested = torch.is_grad_enabled() or forward_ad._current_level >= 0 or _functorch_active()
-        bias = _grad_bias_op(cotangent) if ctx.needs_input_grad[3] else None
-        both = ctx.result == OUTPUT and all(ctx.needs_input_grad[1:3])
-        if both and not nested and _skips_dispatch(cotangent, *saved):
+        if both:
             grads_of_both = operators.gradients(cotangent, saved[0], saved[1], form.geometry, form.channels_last)
             return None, *grads_of_both, bias, None, None
         grads: list[Tensor | None] = [None, None]
