@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import IntEnum
+from types import ModuleType
 from typing import Any
 
 import torch
+import wrapt
 from torch import Tensor
 from torch.autograd import forward_ad
 
@@ -87,9 +89,13 @@ def entry(*full: Callable[..., Tensor]) -> list[Callable[..., Tensor]]:
             "forward_ad": vars(forward_ad),
         }
     )
-    substitute = getattr(torch.compiler, "substitute_in_graph", None)
-    if substitute is None:  # torch 2.4: Dynamo could not trace a C function
+    if not hasattr(torch.compiler, "substitute_in_graph"):  # torch 2.4: Dynamo cannot trace a C function
         return list(full)
-    for function, traceable in zip(functions, full, strict=True):
-        substitute(function)(traceable)
+
+    # Registering imports Dynamo, which doubles the time that `import torch` takes: not before somebody compiles.
+    @wrapt.when_imported("torch._dynamo")
+    def register(_: ModuleType) -> None:
+        for function, traceable in zip(functions, full, strict=True):
+            torch.compiler.substitute_in_graph(function)(traceable)
+
     return list(functions)

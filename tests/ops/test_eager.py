@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -269,3 +271,15 @@ def test_the_entry_documents_itself():
     for rank, entry in enumerate(ENTRIES, start=1):
         assert entry.__name__ == f"conv_transpose{rank}d"
         assert f"{rank}-D transposed convolution" in entry.__doc__
+
+
+def test_importing_convt_does_not_import_the_compiler():
+    """Dynamo takes longer to import than the rest of PyTorch; it learns of the entry when somebody compiles."""
+    script = """
+import sys, torch, convt
+assert "torch._dynamo" not in sys.modules
+x, w = torch.ones(1, 1, 2, 2), torch.ones(1, 1, 2, 2)
+compiled = torch.compile(lambda x, w: convt.conv_transpose2d(x, w, stride=2) + 1, backend="eager", fullgraph=True)
+assert compiled(x, w).sum() == 32
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
