@@ -35,8 +35,6 @@ Scratch allocate(std::int64_t bytes) {
   return memory;
 }
 
-std::int64_t accumulator_size(DType dtype) { return dtype == DType::float64 ? 8 : 4; }
-
 // First-touch page faults cost more than the stores themselves on a fresh result of megabytes (104 MB: 72 ms against 28). A hint
 // only: contents are untouched, and pages that exist stay.
 void advise_huge_pages([[maybe_unused]] const TensorView& result, [[maybe_unused]] std::int64_t element_bytes) {
@@ -63,16 +61,14 @@ std::int64_t products(const Problem& problem, std::int64_t images) {
   return images * problem.in_channels * problem.group_out_channels() * problem.taps() * problem.input_pixels();
 }
 
-std::int64_t storage_size(DType dtype) { return dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2; }
-
 // A correlation that is ready to run on any data of its shapes.
 struct Correlation {
   Correlation(const Problem& problem, Direction direction, DType dtype, const TensorView& source,
               const TensorView& filter, const TensorView& destination)
       : functions(kernels()),
         type(int(dtype)),
-        accumulator_bytes(accumulator_size(dtype)),
-        storage_bytes(storage_size(dtype)),
+        sum_bytes(accumulator_bytes(dtype)),
+        element_bytes(storage_bytes(dtype)),
         work(products(problem, destination.sizes[0])),
         threads(threads_for(work + elements(destination))),
         plan(plan_correlation(problem, direction, source, filter, destination, dtype, functions, threads)) {}
@@ -85,11 +81,11 @@ struct Correlation {
     const std::int64_t channels = args.destination.sizes[1], images = args.destination.sizes[0];
     Scratch bias_row;
     if (bias) {
-      bias_row = allocate((channels + 16) * accumulator_bytes);
+      bias_row = allocate((channels + 16) * sum_bytes);
       functions.widen_bias[type](*bias, bias_row.get());
       args.bias = bias_row.get();
     }
-    advise_huge_pages(args.destination, storage_bytes);
+    advise_huge_pages(args.destination, element_bytes);
     Scratch packed;
     if (work <= kTinyProducts || !pack(args, packed)) {
       parallel_for(images * channels, threads, [&](std::int64_t task, int) {
@@ -97,7 +93,7 @@ struct Correlation {
       });
       return;
     }
-    const std::int64_t bytes = round_up(plan.scratch_elements * accumulator_bytes, 64);
+    const std::int64_t bytes = round_up(plan.scratch_elements * sum_bytes, 64);
     const int team = int(std::min<std::int64_t>(threads, plan.tasks));
     const Scratch scratch = allocate(bytes * team);
     parallel_for(plan.tasks, team, [&](std::int64_t task, int thread) {
@@ -107,7 +103,7 @@ struct Correlation {
 
   // False: the filter holds Inf or NaN, and only the definition keeps those where they belong.
   bool pack(CorrelationArgs& args, Scratch& packed) const {
-    packed = allocate(plan.packed_elements * accumulator_bytes);
+    packed = allocate(plan.packed_elements * sum_bytes);
     args.packed_filter = packed.get();
     std::atomic<bool> finite{true};
     parallel_for(args.groups * args.panels, threads, [&](std::int64_t task, int) {
@@ -118,7 +114,7 @@ struct Correlation {
 
   const Kernels& functions;
   int type;
-  std::int64_t accumulator_bytes, storage_bytes, work;
+  std::int64_t sum_bytes, element_bytes, work;
   int threads;
   CorrelationPlan plan;
 };
@@ -159,7 +155,7 @@ void grad_weight(const Problem& problem, DType dtype, const TensorView& grad_out
   if (elements(grad_filter) == 0) return;
   const Kernels& functions = kernels();
   const int type = int(dtype);
-  const std::int64_t size = accumulator_size(dtype);
+  const std::int64_t size = accumulator_bytes(dtype);
   const std::int64_t work = products(problem, input.sizes[0]);
   const int threads = threads_for(work);
   WeightGradientPlan plan = plan_weight_gradient(problem, grad_output, input, dtype, functions);

@@ -22,8 +22,6 @@ constexpr std::int64_t kDotOutChannels = 32;
 constexpr std::int64_t kDotTasks = 32;                 // enough for 16 threads; fixed, so that sums are too
 constexpr std::int64_t kPartialBytes = 32 << 20;       // of all slices
 
-std::int64_t element_size(DType dtype) { return dtype == DType::float64 ? 8 : 4; }
-
 // Room for the vector that runs past the last position; an odd number of vectors, so that planes fall into different cache sets.
 std::int64_t plane_pitch(std::int64_t positions, std::int64_t lanes) {
   return (ceil_div(positions + lanes, lanes) | 1) * lanes;
@@ -212,7 +210,7 @@ CorrelationPlan plan_correlation(const Problem& problem, Direction direction, co
                                          : std::min(args.block_panels * args.panel_rows, args.destination_channels);
   args.group_blocks = ceil_div(args.groups, args.group_block);
 
-  std::int64_t destination_bytes = dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2;
+  std::int64_t destination_bytes = storage_bytes(dtype);
   for (const std::int64_t size : destination.sizes) destination_bytes *= size;
   args.streaming = destination_bytes >= kStreamingBytes;
 
@@ -220,7 +218,8 @@ CorrelationPlan plan_correlation(const Problem& problem, Direction direction, co
   args.grid.images = destination.sizes[0];
   const std::int64_t w_phases = args.destination_stride[2];
   const std::int64_t position_bytes =
-      element_size(dtype) * (args.group_block * args.source_channels * args.patch.planes + w_phases * args.block_rows);
+      accumulator_bytes(dtype) *
+      (args.group_block * args.source_channels * args.patch.planes + w_phases * args.block_rows);
   std::int64_t positions = std::clamp(kScratchBytes / position_bytes, kMinPositions, kMaxPositions);
   const std::int64_t wanted = threads > 1 ? kTasksPerThread * threads : 1;
   for (;; positions /= 2) {
@@ -266,7 +265,7 @@ WeightGradientPlan plan_weight_gradient(const Problem& problem, const TensorView
   args.out_channels = problem.group_out_channels();
   args.input.source = input;
   args.grad_output.source = grad_output;
-  args.grid.images = std::max<std::int64_t>(input.sizes[0], 1);   // an empty batch: an empty sum
+  args.grid.images = std::max<std::int64_t>(input.sizes[0], 1);  // an empty batch: an empty sum
 
   Triple halo;
   for (int axis = 0; axis < kAxes; ++axis) {
@@ -301,7 +300,7 @@ WeightGradientPlan plan_weight_gradient(const Problem& problem, const TensorView
   args.group_blocks = ceil_div(args.groups, args.group_block);
 
   const std::int64_t position_bytes =
-      element_size(dtype) * args.group_block * (args.in_block + args.out_block * args.grad_output.planes);
+      accumulator_bytes(dtype) * args.group_block * (args.in_block + args.out_block * args.grad_output.planes);
   choose_boxes(args.grid, halo, std::clamp(kDotBytes / position_bytes, kMinPositions, kMaxPositions), lanes);
   set_patch(args.input, args.grid, halo);
   set_patch(args.grad_output, args.grid, {0, 0, 0});
@@ -311,8 +310,8 @@ WeightGradientPlan plan_weight_gradient(const Problem& problem, const TensorView
 
   plan.partial_elements = args.groups * args.in_channels * args.out_channels * args.tap_count;
   const std::int64_t tasks = args.in_blocks * args.out_blocks * args.group_blocks;
-  const std::int64_t affordable =
-      std::max<std::int64_t>(1, kPartialBytes / std::max<std::int64_t>(1, plan.partial_elements * element_size(dtype)));
+  const std::int64_t affordable = std::max<std::int64_t>(
+      1, kPartialBytes / std::max<std::int64_t>(1, plan.partial_elements * accumulator_bytes(dtype)));
   args.slices = std::min({ceil_div(kDotTasks, tasks), box_total(args.grid), affordable});
   plan.tasks = tasks * args.slices;
   plan.scratch_elements = args.group_block * (args.in_block * args.input.plane_pitch +

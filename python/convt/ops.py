@@ -154,8 +154,7 @@ class Contraction(_SingleLevelFunction):
         both = both and _skips_dispatch(cotangent, *saved)
         if both and ctx.joint is not None and ctx.backend == settings.current_backend() and not _any_autocast():
             input, weight, _ = _convolution_backward(cotangent, *saved, None, *ctx.joint)
-            if input.is_contiguous() and weight.is_contiguous():
-                return None, input, weight, bias, None, None
+            return None, input.contiguous(), weight.contiguous(), bias, None, None
         slots = _OPERANDS[ctx.result]
         tensors = {slots[0]: saved[0], slots[1]: saved[1], ctx.result: cotangent}
         kernel_size = tensors[WEIGHT].shape[2:] if WEIGHT in slots else ()
