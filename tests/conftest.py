@@ -7,6 +7,7 @@ import torch
 
 import convt
 from convt import _C
+from reference import poisoned
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -25,17 +26,9 @@ def seed():
 
 @pytest.fixture
 def poison():
-    """What native code must not read is NaN: its scratch memory, and (PyTorch's own switch) every new tensor."""
-    filled = torch.utils.deterministic.fill_uninitialized_memory
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    _C.set_poison(True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    assert torch.empty_strided((2,), (1,)).isnan().all()
-    yield
-    torch.use_deterministic_algorithms(deterministic)
-    torch.utils.deterministic.fill_uninitialized_memory = filled
-    _C.set_poison(False)
+    """What native code must not read is NaN."""
+    with poisoned():
+        yield
 
 
 @pytest.fixture(params=["native", "aten"])

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from convt import _C
 
 
 def conv_transpose(
@@ -53,6 +56,24 @@ def assert_accurate(actual: Tensor, exact: Tensor, rival: Tensor, label: str = "
     rounding = places * torch.finfo(actual.dtype).eps * exact.abs().max().item()
     bound = 2 * min(rivals, rounding) + rounding
     assert error <= bound, f"{label}: error {error:.3g} exceeds {bound:.3g} (PyTorch's own is {rivals:.3g})"
+
+
+@contextmanager
+def poisoned() -> Iterator[None]:
+    """What native code must not read is NaN: its scratch memory, and (PyTorch's own switch) every new tensor."""
+    filled = torch.utils.deterministic.fill_uninitialized_memory
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    _C.set_poison(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        assert torch.empty_strided((2,), (1,)).isnan().all()
+        yield
+    finally:
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        torch.utils.deterministic.fill_uninitialized_memory = filled
+        _C.set_poison(False)
 
 
 def results(

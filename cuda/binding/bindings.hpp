@@ -7,6 +7,9 @@ namespace convt::binding {
 void bind_geometry(nanobind::module_& module);
 void bind_host(nanobind::module_& module);
 void bind_device(nanobind::module_& module);
+void bind_cuda(nanobind::module_& module);
+void bind_simulator(nanobind::module_& module);
+void bind_direct(nanobind::module_& module);
 
 // The eager entry, conv_transpose{1,2,3}d as C functions. Plain CPU calls are answered there, at less than a dispatcher
 // call's cost; everything else goes to the Python functions that `connect` is given, argument for argument.

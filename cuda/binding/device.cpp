@@ -20,6 +20,11 @@ void bind_device(nb::module_& module) {
           entry["capability"] = nb::make_tuple(device.major, device.minor);
           entry["multiprocessors"] = device.multiprocessors;
           entry["memory_bytes"] = device.memory_bytes;
+          entry["shared_per_block"] = device.shared_per_block;
+          entry["shared_per_multiprocessor"] = device.shared_per_multiprocessor;
+          entry["l2_bytes"] = device.l2_bytes;
+          entry["clock_ghz"] = device.clock_ghz;
+          entry["memory_gbs"] = device.memory_gbs;
           devices.append(entry);
         }
 #endif

@@ -31,10 +31,13 @@ nb::dict build_info() {
 }  // namespace
 
 NB_MODULE(_C, module) {
-  module.doc() = "Native part of convt: geometry, CPU backend, CUDA devices.";
+  module.doc() = "Native part of convt: geometry, CPU backend, CUDA kernels and their simulator.";
   module.def("build_info", &build_info, "What this module was built from and for.");
   convt::binding::bind_geometry(module);
   convt::binding::bind_host(module);
   convt::binding::bind_device(module);
+  convt::binding::bind_cuda(module);
+  convt::binding::bind_simulator(module);
+  convt::binding::bind_direct(module);
   convt::binding::bind_eager(module);
 }

@@ -27,6 +27,11 @@ CONVT_HOST_DEVICE constexpr DivMod floor_divmod(std::int64_t value, std::int64_t
   return {quotient, remainder};
 }
 
+template <class T>
+CONVT_HOST_DEVICE constexpr T min_of(T a, T b) {
+  return b < a ? b : a;
+}
+
 CONVT_HOST_DEVICE constexpr std::int64_t ceil_div(std::int64_t value, std::int64_t divisor) {
   return -floor_divmod(-value, divisor).quotient;
 }

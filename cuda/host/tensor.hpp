@@ -2,16 +2,11 @@
 
 #include <cstdint>
 
+#include "geometry/dtype.hpp"
+
 namespace convt::host {
 
-enum class DType : int { float32, float64, float16, bfloat16 };
-inline constexpr int kDTypes = 4;
-
-// Bytes of an element in memory, and of one in a sum: float64 sums in itself, the rest in float32.
-constexpr std::int64_t storage_bytes(DType dtype) {
-  return dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2;
-}
-constexpr std::int64_t accumulator_bytes(DType dtype) { return dtype == DType::float64 ? 8 : 4; }
+using convt::DType;
 
 // A strided tensor of logical shape (batch, channels, D, H, W); strides in elements, any value (0 for expanded axes).
 struct TensorView {

@@ -1,16 +1,10 @@
 #include <memory>
 
-#include "launch/cuda_check.hpp"
 #include "launch/device_info.hpp"
+#include "launch/device_kernel.cuh"
 
 namespace convt {
 namespace {
-
-// The one __global__: kernels are structs, so profilers show their names and configurations.
-template <class Kernel>
-__global__ void device_kernel(typename Kernel::Params params) {
-  Kernel{}(params);
-}
 
 struct TapTable {
   struct Params {
@@ -40,8 +34,15 @@ std::vector<DeviceInfo> cuda_devices() {
   for (int device = 0; device < count; ++device) {
     cudaDeviceProp properties;
     cuda_check(cudaGetDeviceProperties(&properties, device), "reading the properties of a GPU");
+    int clock_khz = 0, memory_khz = 0;
+    cuda_check(cudaDeviceGetAttribute(&clock_khz, cudaDevAttrClockRate, device), "reading the clock of a GPU");
+    cuda_check(cudaDeviceGetAttribute(&memory_khz, cudaDevAttrMemoryClockRate, device),
+               "reading the memory clock of a GPU");
+    constexpr double reachable = 0.88, double_rate = 2;
     devices.push_back({properties.name, properties.major, properties.minor, properties.multiProcessorCount,
-                       std::int64_t(properties.totalGlobalMem)});
+                       std::int64_t(properties.totalGlobalMem), std::int64_t(properties.sharedMemPerBlockOptin),
+                       std::int64_t(properties.sharedMemPerMultiprocessor), std::int64_t(properties.l2CacheSize),
+                       clock_khz * 1e-6, reachable * double_rate * memory_khz * 1e-6 * properties.memoryBusWidth / 8});
   }
   return devices;
 }
@@ -53,9 +54,8 @@ std::vector<Tap> cuda_taps(const Axis& axis, Origin origin) {
   cuda_check(cudaMalloc(&memory, bytes), "allocating a tap table");
   const std::unique_ptr<void, DeviceFree> owner(memory);
   constexpr int threads = 128;
-  device_kernel<TapTable>
-      <<<unsigned(ceil_div(axis.filter, threads)), threads>>>({axis, origin, static_cast<Tap*>(memory)});
-  cuda_check(cudaGetLastError(), "launching the tap table kernel");
+  launch_kernel<TapTable>(unsigned(ceil_div(axis.filter, threads)), threads, 0, nullptr,
+                          {axis, origin, static_cast<Tap*>(memory)}, "launching the tap table kernel");
   cuda_check(cudaMemcpy(taps.data(), memory, bytes, cudaMemcpyDeviceToHost), "reading a tap table");
   return taps;
 }

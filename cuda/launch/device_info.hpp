@@ -13,6 +13,11 @@ struct DeviceInfo {
   int major, minor;              // compute capability
   int multiprocessors;
   std::int64_t memory_bytes;
+  std::int64_t shared_per_block;           // bytes, with the opt-in
+  std::int64_t shared_per_multiprocessor;
+  std::int64_t l2_bytes;
+  double clock_ghz;                        // boost
+  double memory_gbs;                       // what a copy reaches: about 0.9 of the interface
 };
 
 // Empty when there is no driver or no GPU.

@@ -1,4 +1,4 @@
-"""The compiled module: geometry of an axis, and the operators on CPU tensors."""
+"""The compiled module: geometry of an axis, the operators on CPU tensors, and the CUDA kernels with their simulator."""
 
 from collections.abc import Callable, Sequence
 from enum import Enum
@@ -86,3 +86,72 @@ def grad_weight(
     dilation: Sequence[int],
 ) -> None: ...
 def grad_bias(grad_output: Tensor, grad_bias: Tensor) -> None: ...
+
+class CudaPlan:
+    """How the CUDA kernels compute one forward call: an immutable value without pointers."""
+
+    @property
+    def kernel(self) -> str: ...
+    @property
+    def config(self) -> str: ...
+    @property
+    def workspace_bytes(self) -> int: ...
+    @property
+    def predicted_us(self) -> float: ...
+    def explain(self) -> dict[str, Any]: ...
+
+def cuda_configs() -> list[str]: ...
+def cuda_plan_forward(
+    input_size: Sequence[int],
+    input_strides: Sequence[int],
+    weight_size: Sequence[int],
+    weight_strides: Sequence[int],
+    bias_stride: int | None,
+    output_strides: Sequence[int],
+    dtype: str,
+    precision: str,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    output_padding: Sequence[int],
+    groups: int,
+    dilation: Sequence[int],
+    device: dict[str, Any] | None,
+    kernel: str | None,
+) -> CudaPlan: ...
+def cuda_forward(
+    plan: CudaPlan,
+    input: int,
+    weight: int,
+    bias: int,
+    output: int,
+    workspace: int,
+    device: int,
+    stream: int,
+) -> None: ...
+def simulate_forward(
+    plan: CudaPlan,
+    input: int,
+    weight: int,
+    bias: int,
+    output: int,
+    workspace: int,
+    order: int = 0,
+    late_copies: bool = False,
+    skipped_barrier: int = -1,
+) -> dict[str, Any]: ...
+def run_direct(
+    family: str,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    output: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    output_padding: Sequence[int],
+    groups: int,
+    dilation: Sequence[int],
+    *,
+    backwards: bool = False,
+    unaligned: bool = False,
+    dry: bool = False,
+) -> dict[str, Any]: ...

@@ -1,11 +1,13 @@
-"""The `convt` command: info, demo, bench."""
+"""The `convt` command: info, demo, explain, bench."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 BACKENDS = ("auto", "native", "aten")
 
@@ -26,6 +28,22 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--backend", choices=BACKENDS, default="auto")
     demo.add_argument("--seconds", type=_positive, default=3.0, help="time to measure each problem for (3)")
     demo.set_defaults(run=_demo)
+
+    explain = commands.add_parser("explain", help="how a problem is computed, what that should cost, and what lost")
+    explain.add_argument("what", nargs="+", metavar="PROBLEM", help="1d, 2d or 3d; or kernelbench and a number")
+    for name, standard in (("input", None), ("weight", None), ("stride", 1), ("padding", 0), ("output-padding", 0)):
+        explain.add_argument(f"--{name}", nargs="+", type=int, default=None if standard is None else [standard])
+    explain.add_argument("--dilation", nargs="+", type=int, default=[1])
+    explain.add_argument("--groups", type=int, default=1)
+    explain.add_argument("--bias", action="store_true")
+    explain.add_argument("--dtype", choices=("float32", "float64", "bfloat16", "float16"), default="float32")
+    explain.add_argument("--precision", choices=("ieee", "tf32"), help="of float32; PyTorch's own switch by default")
+    explain.add_argument("--layout", choices=("contiguous", "channels_last"), default="contiguous")
+    explain.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    explain.add_argument("--gpu", choices=("current", "h200", "a100"), default="current", help="an H200 without a GPU")
+    explain.add_argument("--config", metavar="NAME", help="force a kernel (simt, depthwise, ...) or a configuration")
+    explain.add_argument("--json", action="store_true", help="one JSON object")
+    explain.set_defaults(run=_explain)
 
     bench = commands.add_parser("bench", help="convt against PyTorch, interleaved, in medians")
     suites = bench.add_subparsers(dest="suite", required=True)
@@ -48,11 +66,60 @@ def _parser() -> argparse.ArgumentParser:
         layers.add_argument("--quick", action="store_true", help="a tenth of a second per line: numbers are rough")
         layers.add_argument("--out", type=Path, help="append JSON lines to this file")
         layers.set_defaults(run=_bench_layers)
+    _add_gpu_benches(suites)
     overhead = suites.add_parser("overhead", help="nanoseconds per call on one element")
     overhead.add_argument("--quick", action="store_true", help="a tenth of the repeats: numbers are rough")
     overhead.add_argument("--out", type=Path, help="append JSON lines to this file")
     overhead.set_defaults(run=_bench_overhead)
     return parser
+
+
+def _add_gpu_benches(suites: Any) -> None:
+    bench = suites.add_parser("kernelbench", help="its 17 layers, on a GPU (or, made small, on the CPU)")
+    bench.add_argument(
+        "--filter", nargs="+", default=[], metavar="WORD", help="only these numbers, and names that have every word"
+    )
+    bench.add_argument("--direction", nargs="+", choices=("forward", "forward_backward"), default=["forward"])
+    bench.add_argument(
+        "--precision",
+        nargs="+",
+        choices=("tf32", "ieee", "bf16", "fp16"),
+        help="tf32 ieee bf16 on a GPU, ieee on a CPU, unless named",
+    )
+    bench.add_argument("--layout", nargs="+", choices=("contiguous", "channels_last"), default=["contiguous"])
+    bench.add_argument(
+        "--rivals",
+        choices=("all", "eager", "none"),
+        default="all",
+        help="of PyTorch's: its defaults and its fastest setting (all, the default), its defaults, or none",
+    )
+    bench.add_argument(
+        "--config",
+        nargs="+",
+        default=["auto"],
+        metavar="NAME",
+        help="a line for each kernel or configuration named; auto is the plan's choice",
+    )
+    bench.add_argument("--backend", choices=BACKENDS, default="native", help="convt's own code unless named")
+    bench.add_argument("--device", choices=("cpu", "cuda"), help="a GPU by default when PyTorch sees one")
+    bench.add_argument(
+        "--shrink",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="two small images of each layer: right or wrong, not fast or slow (on a CPU unless told otherwise)",
+    )
+    bench.add_argument("--seconds", type=_positive, default=0.5, help="time to measure each line for (0.5)")
+    bench.add_argument("--quick", action="store_true", help="three turns per line: numbers are rough")
+    bench.add_argument("--stop-after", type=_positive, metavar="SECONDS", help="begin no further line after this time")
+    bench.add_argument("--out", type=Path, help="append JSON lines to this file")
+    bench.add_argument("--resume", action="store_true", help="leave out what --out has of this commit and machine")
+    bench.set_defaults(run=_bench_kernelbench)
+
+    roofline = suites.add_parser("roofline", help="what this machine copies and multiplies per second")
+    roofline.add_argument("--device", choices=("cpu", "cuda"), help="a GPU by default when PyTorch sees one")
+    roofline.add_argument("--seconds", type=_positive, default=0.3, help="time to measure each line for (0.3)")
+    roofline.add_argument("--out", type=Path, help="append JSON lines to this file")
+    roofline.set_defaults(run=_bench_roofline)
 
 
 def _positive(text: str) -> float:
@@ -75,6 +142,26 @@ def _demo(options: argparse.Namespace) -> int:
     return demo.run(full=options.full, device=options.device, backend=options.backend, seconds=options.seconds)
 
 
+def _explain(options: argparse.Namespace) -> int:
+    from convt import explain
+
+    arguments = ("input", "weight", "stride", "padding", "output_padding", "groups", "dilation", "bias")
+    problem, bias = explain.problem_from(options.what, **{name: getattr(options, name) for name in arguments})
+    if options.device == "cpu":
+        facts = explain.on_a_cpu(problem, dtype=options.dtype, layout=options.layout)
+    else:
+        facts = explain.choose(
+            problem,
+            dtype=options.dtype,
+            precision=options.precision,
+            layout=options.layout,
+            bias=bias,
+            gpu=options.gpu,
+            config=options.config,
+        )
+    return explain.show(facts, as_json=options.json)
+
+
 def _bench_layers(options: argparse.Namespace) -> int:
     from convt.bench import layers
 
@@ -89,6 +176,55 @@ def _bench_layers(options: argparse.Namespace) -> int:
     )
 
 
+def _bench_kernelbench(options: argparse.Namespace) -> int:
+    from convt.bench import gpu, suite
+
+    device = options.device or _standard_device()
+    shrunk = device == "cpu" if options.shrink is None else options.shrink
+    work = suite.cases(
+        options.filter,
+        precisions=options.precision or (("tf32", "ieee", "bf16") if device == "cuda" else ("ieee",)),
+        layouts=options.layout,
+        directions=options.direction,
+        configs=options.config,
+        shrunk=shrunk,
+    )
+    how = gpu.Options(
+        device=device,
+        backend=options.backend,
+        rivals=options.rivals,
+        shrunk=shrunk,
+        quick=options.quick,
+        seconds=0.05 if options.quick else options.seconds,
+    )
+
+    def restart(left: float | None) -> None:
+        command = [sys.executable, "-m", "convt.cli", *options.arguments, "--resume"]
+        command += [] if left is None else ["--stop-after", f"{left:.0f}"]
+        os.execv(sys.executable, command)
+
+    return suite.run(
+        work,
+        how,
+        out=options.out,
+        resume=options.resume,
+        stop_after=options.stop_after,
+        restart=restart if options.out is not None else None,
+    )
+
+
+def _bench_roofline(options: argparse.Namespace) -> int:
+    from convt.bench import roofline
+
+    return roofline.run(device=options.device or _standard_device(), seconds=options.seconds, out=options.out)
+
+
+def _standard_device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def _bench_overhead(options: argparse.Namespace) -> int:
     from convt.bench import overhead
 
@@ -98,6 +234,7 @@ def _bench_overhead(options: argparse.Namespace) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the process's exit code (2 for a bad argument, 130 after Ctrl-C)."""
     options = _parser().parse_args(arguments)
+    options.arguments = sys.argv[1:] if arguments is None else list(arguments)
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # a terminal without Unicode gets question marks, not a traceback
     try:

@@ -48,7 +48,7 @@ def _resolve(
         operand(input), operand(weight), None if bias is None else operand(bias), geometry
     )
     backend = settings.current_backend()
-    plans = [plan(problem, name, input.dtype, "cpu", channels_last, backend).backend for name in OPERATORS]
+    plans = [plan(problem, name, input.dtype, input.device, channels_last, backend).backend for name in OPERATORS]
     all_aten = set(plans) == {"aten"}
     if channels_last:
         # The C side makes contiguous results, and ATen's layout is always the documented one only in float32 2-D.

@@ -1,8 +1,8 @@
-"""The rule that prefers native code or ATen on a CPU. Pure: the same problem, the same answer.
+"""The rules that prefer native code or ATen. Pure: the same problem, the same answer.
 
-It was read off a sweep of more than 300 layers by three operators (docs/tuning.md: the machine, the protocol, what the
-rule wins). It names native code only where that won with a margin, because ATen's speed depends on the machine as well:
-on dense float32 and bfloat16 layers ATen runs close to the machine's peak.
+The one for CPUs was read off a sweep of more than 300 layers by three operators (docs/tuning.md: the machine, the
+protocol, what the rule wins). It names native code only where that won with a margin, because ATen's speed depends on
+the machine as well: on dense float32 and bfloat16 layers ATen runs close to the machine's peak.
 """
 
 from __future__ import annotations
@@ -41,6 +41,14 @@ def choose(problem: Problem, operator: str, dtype: torch.dtype, channels_last: b
         return "native"
     rule = {"forward": _forward, "grad_input": _grad_input, "grad_weight": _grad_weight}[operator]
     return "native" if dtype is torch.float16 or rule(problem, dtype, channels_last) else "aten"
+
+
+def choose_cuda(problem: Problem, operator: str, dtype: torch.dtype, channels_last: bool) -> str:
+    """The backend to prefer on a GPU where both are legal, "native" or "aten".
+
+    operator is "forward", "grad_input" or "grad_weight"; channels_last tells the layout of the result.
+    """
+    return "native"
 
 
 def _pixels(problem: Problem) -> int:

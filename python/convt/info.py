@@ -12,6 +12,7 @@ from rich.table import Table
 
 from convt import _C
 from convt.bench import machine
+from convt.plan import LEAST_CAPABILITY
 
 
 def gather() -> dict[str, Any]:
@@ -82,7 +83,8 @@ def show(*, as_json: bool = False, console: Console | None = None) -> int:
         table.add_row(
             "GPU",
             f"{gpu['name']}, compute capability {major}.{minor}, {gpu['multiprocessors']} multiprocessors, "
-            f"{gpu['memory_bytes'] / 2**30:.0f} GiB",
+            f"{gpu['memory_bytes'] / 2**30:.0f} GiB"
+            + (": too old for convt's kernels, ATen computes" if major < LEAST_CAPABILITY[0] else ""),
         )
     console.print(table, highlight=False)
     return 0

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from . import _C, settings
-from .plan import plan
+from .plan import cuda_plan_of_call, plan
 from .problem import (
     RANKS,
     Geometry,
@@ -28,6 +28,14 @@ from .problem import (
 
 _any_autocast = torch._C._is_any_autocast_enabled
 _convolution_backward: Any = torch.ops.aten.convolution_backward.default
+
+
+def _current_stream(index: int) -> int:
+    return torch.cuda.current_stream(index).cuda_stream
+
+
+# The same without building a Stream object; builds of PyTorch without CUDA have neither.
+_raw_stream: Callable[[int], int] = getattr(torch._C, "_cuda_getCurrentRawStream", _current_stream)
 
 
 # ---- the layout of a result --------------------------------------------------------------------------------------
@@ -85,10 +93,11 @@ class Call(NamedTuple):
     strides: Ints
     native: bool
     empty: bool  # no batch: there is nothing to compute
+    cuda: _C.CudaPlan | None = None  # how native code computes it on a GPU
 
 
 def _call(operator: str, problem: Problem, size: Ints, head: Operand, channels_last: bool, backend: str) -> Call:
-    choice = plan(problem, operator, head.dtype, head.device.type, channels_last, backend)
+    choice = plan(problem, operator, head.dtype, head.device, channels_last, backend)
     result = torch.empty(size, device="meta", memory_format=memory_format(problem.rank, channels_last))
     empty = problem.batch == 0
     return Call(problem, size, result.stride(), choice.backend == "native" and not empty, empty)
@@ -96,10 +105,22 @@ def _call(operator: str, problem: Problem, size: Ints, head: Operand, channels_l
 
 @lru_cache(maxsize=4096)
 def _forward_call(
-    input: OperandKey, weight: OperandKey, bias: OperandKey | None, geometry: Geometry, backend: str
+    input: OperandKey,
+    weight: OperandKey,
+    bias: OperandKey | None,
+    geometry: Geometry,
+    backend: str,
+    precision: str = "ieee",
+    kernel: str | None = None,
 ) -> Call:
+    """precision and kernel matter on a GPU only, where they choose the CudaPlan."""
     problem, channels_last = check_forward(input, weight, bias, geometry)
-    return _call("forward", problem, problem.output_size, Operand(*input), channels_last, backend)
+    head = Operand(*input)
+    call = _call("forward", problem, problem.output_size, head, channels_last, backend)
+    if not call.native or head.device.type != "cuda":
+        return call
+    strides = input[1], weight[1], None if bias is None else bias[1][0], call.strides
+    return call._replace(cuda=cuda_plan_of_call(problem, head.dtype, head.device, strides, precision, kernel))
 
 
 @lru_cache(maxsize=4096)
@@ -122,7 +143,6 @@ def check_forward(
     input: OperandKey, weight: OperandKey, bias: OperandKey | None, geometry: Geometry
 ) -> tuple[Problem, bool]:
     """The problem of a legal call, and whether its output is channels_last; RuntimeError when it is not legal."""
-    """The problem of a forward call, and whether its output is channels_last; raises as the operator does."""
     check_tensors(len(weight[0]) - 2, input=input, weight=weight, bias=bias)
     problem = forward_problem(input[0], weight[0], None if bias is None else bias[0], geometry)
     return problem, is_channels_last(input[2], input[:2], weight[:2])
@@ -151,15 +171,43 @@ def _check_grad_bias(grad_output: OperandKey) -> None:
 
 def forward(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
     """Output, (batch, out_channels, *spatial)."""
-    key = None if bias is None else operand(bias)
-    call = _forward_call(operand(input), operand(weight), key, geometry, settings._backend)
+    keys = operand(input), operand(weight), None if bias is None else operand(bias)
+    if input.is_cuda:
+        precision = settings.current_precision() if input.dtype is torch.float32 else "ieee"
+        call = _forward_call(*keys, geometry, settings._backend, precision, settings._kernel)
+    else:
+        call = _forward_call(*keys, geometry, settings._backend)
     if call.native:
         output = _empty(call, input)
-        _C.forward(input, weight, bias, output, *geometry)
+        if call.cuda is None:
+            _C.forward(input, weight, bias, output, *geometry)
+        else:
+            _launch(call.cuda, input, weight, bias, output)
         return output
     if call.empty:
         return _empty(call, input)
     return _conform(_convolution(True, input, weight, bias, geometry), call)
+
+
+def _launch(cuda: _C.CudaPlan, input: Tensor, weight: Tensor, bias: Tensor | None, output: Tensor) -> None:
+    """The forward on PyTorch's current stream of the input's GPU: asynchronous, and nothing here synchronises.
+
+    The workspace comes from PyTorch's allocator on the same stream, so it may be reused as soon as this returns, and a
+    graph being captured keeps it.
+    """
+    device = input.device
+    size = cuda.workspace_bytes
+    workspace = torch.empty(size, dtype=torch.uint8, device=device) if size else None
+    _C.cuda_forward(
+        cuda,
+        input.data_ptr(),
+        weight.data_ptr(),
+        0 if bias is None else bias.data_ptr(),
+        output.data_ptr(),
+        0 if workspace is None else workspace.data_ptr(),
+        device.index,
+        _raw_stream(device.index),
+    )
 
 
 def grad_input(grad_output: Tensor, weight: Tensor, geometry: Geometry, channels_last: bool) -> Tensor:
@@ -222,8 +270,10 @@ def joint_backward(input: OperandKey, weight: OperandKey, geometry: Geometry, ba
     problem, channels_last = check_forward(input, weight, None, geometry)
     if channels_last or problem.batch == 0 or head.dtype not in (torch.float32, torch.float64):
         return None
+    if head.device.type != "cpu":  # cuDNN has to hear of convt.precision
+        return None
     names = ("grad_input", "grad_weight")
-    if any(plan(problem, name, head.dtype, head.device.type, False, backend).backend != "aten" for name in names):
+    if any(plan(problem, name, head.dtype, head.device, False, backend).backend != "aten" for name in names):
         return None
     stride, padding, output_padding, groups, dilation = geometry
     return stride, padding, dilation, True, output_padding, groups, (True, True, False)

@@ -36,7 +36,19 @@ _convolution_backward: Any = torch.ops.aten.convolution_backward.default
 _dispatch_keys = torch._C._dispatch_keys
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _profiler_enabled = torch._C._autograd._profiler_enabled
-_PLAIN = _dispatch_keys(torch.empty(0))
+
+
+def _plain_keys() -> tuple[Any, Any]:
+    """The dispatch keys of an ordinary tensor on a CPU, and on a GPU: what every tensor has besides its device."""
+    keys, of = torch._C.DispatchKey, torch._C.DispatchKeySet
+    cpu = _dispatch_keys(torch.empty(0))
+    raw = cpu.raw_repr()
+    for here, there in ((keys.CPU, keys.CUDA), (keys.AutocastCPU, keys.AutocastCUDA)):
+        raw ^= of(here).raw_repr() ^ of(there).raw_repr()
+    return cpu, of.from_raw_repr(raw)
+
+
+_PLAIN = _plain_keys()
 _unpack_dual: Any = forward_ad.unpack_dual
 _Modes = tuple[bool, bool]  # gradients and forward mode, on or off
 
@@ -91,7 +103,7 @@ def _contract(result: int, tensors: dict[int, Tensor], bias: Tensor | None, form
 
 
 def _contract_below(result: int, a: Tensor, b: Tensor, bias: Tensor | None, form: Form) -> Tensor:
-    """The same on operands in schema order, recording nothing here; plain CPU tensors skip the dispatcher."""
+    """The same on operands in schema order, recording nothing here; plain tensors skip the dispatcher."""
     if not _skips_dispatch(a, b, bias):
         slots = _OPERANDS[result]
         with _below_autograd():
@@ -109,8 +121,8 @@ def _skips_dispatch(*tensors: Tensor | None) -> bool:
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    """A dense CPU tensor with no wrapper, subclass or lazy negation that the dispatcher would have to resolve."""
-    return _dispatch_keys(tensor) == _PLAIN
+    """A dense tensor with no wrapper, subclass or lazy negation that the dispatcher would have to resolve."""
+    return _dispatch_keys(tensor) in _PLAIN
 
 
 def _is_watched() -> bool:

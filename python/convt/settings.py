@@ -13,8 +13,11 @@ from types import TracebackType
 
 import torch
 
+from . import _C
+
 BACKENDS = ("auto", "native", "aten")
 PRECISIONS = ("ieee", "tf32")
+KERNELS = ("implicit_gemm", "depthwise", "simt")  # families of CUDA kernels; the first one has configurations
 
 _Kind = type[BaseException] | None
 
@@ -23,12 +26,18 @@ observers: list[Callable[[], None]] = []
 
 _backend = "auto"
 _precision: str | None = None
+_kernel: str | None = None
 
 
 def _one_of(argument: str, value: object, legal: tuple[str, ...]) -> str:
     if value not in legal:
         raise ValueError(f"convt.{argument}: {argument} must be one of {', '.join(map(repr, legal))}, got {value!r}")
     return str(value)
+
+
+def kernel_name(name: str) -> str:
+    """The name itself when a CUDA kernel or configuration is called so; ValueError with the legal names otherwise."""
+    return _one_of("kernel", name, (*KERNELS, *_C.cuda_configs()))
 
 
 class backend(ContextDecorator):
@@ -74,6 +83,30 @@ class precision(ContextDecorator):
         _precision = self._previous.pop()
 
 
+class forced_kernel(ContextDecorator):
+    """Force the CUDA kernel of the forward inside a `with` block or a decorated function: for tests and benches.
+
+    name is a family ("implicit_gemm", "depthwise", "simt") or a configuration of the first ("64x256x16", ...,
+    convt._C.cuda_configs() lists them); None leaves the choice to the cost model. Nestable; the previous value returns
+    on exit, also after an exception. Raises ValueError for any other name; a call whose problem the kernel cannot
+    compute raises ValueError with the reason. It does not choose between convt's code and PyTorch's.
+    """
+
+    def __init__(self, name: str | None) -> None:
+        self.name = None if name is None else kernel_name(name)
+        self._previous: list[str | None] = []
+
+    def __enter__(self) -> forced_kernel:
+        global _kernel
+        self._previous.append(_kernel)
+        _kernel = self.name
+        return self
+
+    def __exit__(self, kind: _Kind, error: BaseException | None, trace: TracebackType | None) -> None:
+        global _kernel
+        _kernel = self._previous.pop()
+
+
 def _set_backend(name: str) -> None:
     global _backend
     _backend = name
@@ -91,12 +124,23 @@ def current_precision() -> str:
     return _torch_precision() if _precision is None else _precision
 
 
+def current_kernel() -> str | None:
+    """The CUDA kernel or configuration that forced_kernel asks for, None for the cost model's choice."""
+    return _kernel
+
+
 def precision_is_overridden() -> bool:
     """Whether a convt.precision context is active."""
     return _precision is not None
 
 
+# torch.backends.cudnn.conv.fp32_precision without three attribute look-ups: it is asked on every float32 call on a GPU.
+_get_fp32_precision = getattr(torch._C, "_get_fp32_precision_getter", None)
+
+
 def _torch_precision() -> str:
+    if _get_fp32_precision is not None:
+        return "tf32" if _get_fp32_precision("cuda", "conv") == "tf32" else "ieee"
     conv = getattr(torch.backends.cudnn, "conv", None)
     if hasattr(conv, "fp32_precision"):
         return "tf32" if conv.fp32_precision == "tf32" else "ieee"  # type: ignore[union-attr]

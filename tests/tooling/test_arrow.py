@@ -12,12 +12,13 @@ ROOT = Path(__file__).resolve().parents[2]
 CPP_ROOMS = {
     "geometry": 0,
     "config": 1,
-    "arch": 1,
-    "collective": 2,
-    "kernel": 3,
-    "host": 4,
-    "launch": 4,
-    "binding": 5,
+    "host": 1,
+    "arch": 2,
+    "collective": 3,
+    "kernel": 4,
+    "launch": 5,
+    "simulator": 6,
+    "binding": 7,
 }
 PYTHON_ROOMS = {
     "_C": 0,
@@ -38,6 +39,7 @@ PYTHON_ROOMS = {
     "bench": 11,
     "demo": 12,
     "info": 12,
+    "explain": 12,
     "cli": 13,
 }
 

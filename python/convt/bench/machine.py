@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import platform
+import re
 import subprocess
 from dataclasses import dataclass
 from functools import lru_cache
@@ -89,9 +90,35 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
+def device_name(device: str) -> str:
+    """The model of the GPU, or of the processor."""
+    return torch.cuda.get_device_name() if device == "cuda" else cpu_name()
+
+
 @lru_cache(maxsize=1)
+def driver() -> str | None:
+    """Version of the NVIDIA driver, as nvidia-smi or the kernel module tells; None when there is none."""
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        run = subprocess.run(query, check=True, capture_output=True, text=True, timeout=20)
+        said = run.stdout
+    except (OSError, subprocess.SubprocessError):
+        version = Path("/proc/driver/nvidia/version")
+        said = version.read_text() if version.exists() else ""
+    found = re.search(r"(?<![\d.])\d{3,}\.\d+(\.\d+)?", said)
+    return found[0] if found else None
+
+
 def commit() -> str | None:
-    """Commit of the source tree that this package is imported from; None when it is installed elsewhere."""
+    """Commit of the source tree that this package is imported from; None when it is installed elsewhere.
+
+    Where a copy of the tree has lost its history, the environment variable CONVT_COMMIT tells.
+    """
+    return os.environ.get("CONVT_COMMIT") or _commit()
+
+
+@lru_cache(maxsize=1)
+def _commit() -> str | None:
     here = Path(__file__).resolve().parent
     git = ["git", "-C", str(here)]
     try:

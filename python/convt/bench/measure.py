@@ -5,14 +5,40 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import TypeVar
 
 import torch
 
 Call = Callable[[], object]
+_T = TypeVar("_T")
 
 _FLUSH_BYTES = 256 << 20  # more than any L2 cache of a GPU
-_SHORTEST = 2e-4  # seconds; shorter calls are repeated within one turn
+_SHORTEST = 2e-4  # seconds; on a CPU, shorter calls are repeated within one turn
+
+
+@dataclass(frozen=True)
+class Apart:
+    """A call with switches that hold for it alone: set outside of what is timed, and taken back after each turn."""
+
+    call: Call
+    around: Callable[[], AbstractContextManager[object]] = nullcontext
+    thread: Executor | None = None  # runs and times it: what a library remembers per thread stays apart
+
+    def __call__(self) -> object:
+        return self.run(lambda call: call())
+
+    def run(self, what: Callable[[Call], _T]) -> _T:
+        """what(call) between the switches, in the thread."""
+
+        def inside() -> _T:
+            with self.around():
+                return what(self.call)
+
+        return inside() if self.thread is None else self.thread.submit(inside).result()
 
 
 @dataclass(frozen=True)
@@ -37,10 +63,16 @@ def interleaved(
 
     Args:
         seconds: how long all calls together may take; at least `least_turns` turns are taken whatever they cost.
-        device: "cuda" measures with CUDA events and a cold L2 cache.
+        device: "cuda" measures the current GPU with CUDA events and a cold L2 cache.
         after_turn: told the fraction done, in (0, 1], after every turn.
     """
-    once = _once_cuda if torch.device(device).type == "cuda" else _once_cpu
+    on_gpu = torch.device(device).type == "cuda"
+
+    def once(call: Call, repeat: int) -> float:
+        if isinstance(call, Apart):
+            return call.run(lambda inner: once(inner, repeat))
+        return _once_cuda(call) if on_gpu else _once_cpu(call, repeat)
+
     cost = [once(call, 1) for call in calls]
     if max(cost) < seconds:  # the first call pays for what later ones find ready
         cost = [once(call, 1) for call in calls]
@@ -72,19 +104,20 @@ def _once_cpu(call: Call, repeat: int) -> float:
     return (time.perf_counter() - start) / repeat
 
 
-def _once_cuda(call: Call, repeat: int) -> float:
-    # Every repetition sees a cold cache, so they are timed one by one.
-    flush = torch.empty(_FLUSH_BYTES, dtype=torch.uint8, device="cuda")
-    total = 0.0
-    for _ in range(repeat):
-        flush.zero_()
-        begin, end = (_event() for _ in range(2))
-        begin.record()
-        call()
-        end.record()
-        torch.cuda.synchronize()
-        total += begin.elapsed_time(end) * 1e-3
-    return total / repeat
+def _once_cuda(call: Call) -> float:
+    # While the GPU writes the buffer, the CPU gets ahead of it: what is timed is the call, not its launch.
+    _flush_buffer(torch.cuda.current_device()).zero_()
+    begin, end = (_event() for _ in range(2))
+    begin.record()
+    call()
+    end.record()
+    end.synchronize()
+    return float(begin.elapsed_time(end)) * 1e-3
+
+
+@lru_cache(maxsize=8)
+def _flush_buffer(index: int) -> torch.Tensor:
+    return torch.empty(_FLUSH_BYTES, dtype=torch.uint8, device=f"cuda:{index}")
 
 
 def _event() -> torch.cuda.Event:

@@ -1,6 +1,7 @@
 """What tests, benches and the demo share: named layers, and the definition in float64 to judge results by."""
 
-from convt.testing.definition import OPERATORS, Sample, sample
+from convt.testing import kernelbench
+from convt.testing.definition import OPERATORS, ROUNDINGS, Sample, closest, sample, tf32_nearest, tf32_truncated
 from convt.testing.layers import CPU_LAYERS, Layer, describe, dtype_name, layer, problem_of, torch_function
 from convt.testing.sweep import sweep_layers
 
@@ -8,13 +9,18 @@ SUITES: dict[str, tuple[Layer, ...]] = {"cpu": CPU_LAYERS, "sweep": tuple(sweep_
 
 __all__ = [
     "OPERATORS",
+    "ROUNDINGS",
     "SUITES",
     "Layer",
     "Sample",
+    "closest",
     "describe",
     "dtype_name",
+    "kernelbench",
     "layer",
     "problem_of",
     "sample",
+    "tf32_nearest",
+    "tf32_truncated",
     "torch_function",
 ]

@@ -1,4 +1,4 @@
-"""Random problems for the native code: every rank, dtype, layout, instruction set, and the corners of the geometry."""
+"""Random problems for native code: every rank, dtype, layout, instruction set, and the corners of the geometry."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def laid_out(tensor: Tensor, layout: str) -> Tensor:
         return tensor.contiguous(memory_format=torch.channels_last if tensor.dim() == 4 else torch.channels_last_3d)
     if layout == "sliced":
         # Odd offsets and pitches, NaN all around.
-        wide = torch.full([2 * size + 1 for size in tensor.shape], float("nan"), dtype=tensor.dtype)
+        wide = tensor.new_full([2 * size + 1 for size in tensor.shape], float("nan"))
         inner = wide[tuple(slice(1, 1 + size) for size in tensor.shape)]
         return inner.copy_(tensor)
     if layout == "expanded":
@@ -44,16 +44,18 @@ class Trial:
     isa: str
     seed: int
 
-    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Input, weight, grad_output and bias."""
+    def tensors(self, device: str = "cpu", eighths: bool = False) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Input, weight, grad_output and bias. Eighths are exact in every dtype, and so are their sums in float32."""
         generator = torch.Generator().manual_seed(self.seed)
         p = self.problem
+
+        def normal(*shape: int) -> Tensor:
+            values = torch.randn(shape, generator=generator, dtype=torch.float64)
+            return (values.mul(4).round().clamp(-8, 8) / 8 if eighths else values).to(device, self.dtype)
+
         shapes = p.input_size, p.weight_size, p.output_size
-        made = [
-            laid_out(torch.randn(shape, generator=generator, dtype=torch.float64).to(self.dtype), layout)
-            for shape, layout in zip(shapes, self.layouts, strict=True)
-        ]
-        bias = torch.randn(p.out_channels, generator=generator, dtype=torch.float64).to(self.dtype)
+        made = [laid_out(normal(*shape), layout) for shape, layout in zip(shapes, self.layouts, strict=True)]
+        bias = normal(p.out_channels)
         return made[0], made[1], made[2], bias if self.bias else None
 
     def results(self) -> tuple[Tensor, Tensor, Tensor]:

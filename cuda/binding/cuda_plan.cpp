@@ -1,0 +1,128 @@
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include "binding/bindings.hpp"
+#include "binding/cuda_explain.hpp"
+#include "binding/problem.hpp"
+#include "launch/forward_plan.hpp"
+#ifdef CONVT_WITH_CUDA
+#include "launch/forward_launch.hpp"
+#endif
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace convt::binding {
+namespace {
+
+DType dtype_of(const std::string& name) {
+  constexpr const char* names[kDTypes] = {"float32", "float64", "float16", "bfloat16"};
+  for (int at = 0; at < kDTypes; ++at) {
+    if (name == names[at]) return DType(at);
+  }
+  throw nb::value_error(("dtype: " + name + "; legal are float32, float64, float16 and bfloat16").c_str());
+}
+
+// Strides of (N, C, *spatial) with leading spatial axes of extent 1 put in.
+Strides strides_of(const Integers& sizes, const Integers& strides, const char* name) {
+  if (sizes.size() != strides.size() || sizes.size() < 3 || sizes.size() > 2 + kAxes) {
+    throw nb::value_error((std::string(name) + ": 3 to 5 sizes and as many strides").c_str());
+  }
+  Strides made{};
+  const std::size_t missing = 2 + kAxes - sizes.size();
+  made[0] = strides[0];
+  made[1] = strides[1];
+  for (std::size_t axis = 2; axis < sizes.size(); ++axis) made[axis + missing] = strides[axis];
+  return made;
+}
+
+DeviceTraits traits_of(const std::optional<nb::dict>& device) {
+  DeviceTraits traits;
+  if (!device) return traits;
+  const auto read = [&](const char* key, auto& to) {
+    if (device->contains(key)) to = nb::cast<std::remove_reference_t<decltype(to)>>((*device)[key]);
+  };
+  if (device->contains("capability")) {
+    const auto [major, minor] = nb::cast<std::pair<int, int>>((*device)["capability"]);
+    traits.capability = 10 * major + minor;
+  }
+  read("multiprocessors", traits.multiprocessors);
+  read("shared_per_block", traits.shared_per_block);
+  read("shared_per_multiprocessor", traits.shared_per_multiprocessor);
+  read("l2_bytes", traits.l2_bytes);
+  read("clock_ghz", traits.clock_ghz);
+  read("memory_gbs", traits.memory_gbs);
+  return traits;
+}
+
+ForwardPlan plan(const Integers& input_size, const Integers& input_strides, const Integers& weight_size,
+                 const Integers& weight_strides, std::optional<std::int64_t> bias_stride,
+                 const Integers& output_strides, const std::string& dtype, const std::string& precision,
+                 const Integers& stride, const Integers& padding, const Integers& output_padding, std::int64_t groups,
+                 const Integers& dilation, const std::optional<nb::dict>& device,
+                 const std::optional<std::string>& kernel) {
+  ForwardRequest request;
+  request.input = strides_of(input_size, input_strides, "input");
+  request.filter = strides_of(weight_size, weight_strides, "weight");
+  request.output = strides_of(input_size, output_strides, "output");
+  TorchTensor weight;
+  weight.rank = int(weight_size.size());
+  std::copy(weight_size.begin(), weight_size.end(), weight.sizes);
+  if (input_size.size() != weight_size.size()) throw nb::value_error("input and weight need as many axes");
+  request.problem = problem_of(input_size.data(), weight, stride, padding, output_padding, groups, dilation);
+  request.dtype = dtype_of(dtype);
+  if (precision != "ieee" && precision != "tf32") {
+    throw nb::value_error(("precision: " + precision + "; legal are ieee and tf32").c_str());
+  }
+  request.precision = precision == "tf32" ? Precision::tf32 : Precision::ieee;
+  request.has_bias = bias_stride.has_value();
+  request.bias_stride = bias_stride.value_or(0);
+  const DeviceTraits traits = traits_of(device);
+  nb::gil_scoped_release release;
+  return plan_forward(request, traits, kernel);
+}
+
+}  // namespace
+
+void bind_cuda(nb::module_& module) {
+  nb::class_<ForwardPlan>(module, "CudaPlan",
+                          "How the CUDA kernels compute one forward call: a value without pointers.")
+      .def_prop_ro("kernel", &ForwardPlan::kernel)
+      .def_prop_ro("config", &ForwardPlan::config)
+      .def_prop_ro("workspace_bytes", &ForwardPlan::workspace_bytes)
+      .def_prop_ro("predicted_us", &ForwardPlan::predicted_us)
+      .def("explain", &explain, "Everything that `convt explain` prints, as plain values.");
+  module.def(
+      "cuda_configs",
+      [] {
+        std::vector<std::string> names;
+        for (const TileConfig& config : gemm_configs()) names.push_back(name_of(config));
+        return names;
+      },
+      "The configurations of the implicit GEMM, by name.");
+  module.def("cuda_plan_forward", &plan, "input_size"_a, "input_strides"_a, "weight_size"_a, "weight_strides"_a,
+             "bias_stride"_a.none(), "output_strides"_a, "dtype"_a, "precision"_a, "stride"_a, "padding"_a,
+             "output_padding"_a, "groups"_a, "dilation"_a, "device"_a.none(), "kernel"_a.none(),
+             "Chooses how a forward call is computed on a GPU: `device` is an entry of cuda_devices(), None an H200; "
+             "`kernel` forces a family or a configuration of the implicit GEMM. Needs no GPU. ValueError with the "
+             "reason when the forced one cannot.");
+#ifdef CONVT_WITH_CUDA
+  module.def(
+      "cuda_forward",
+      [](const ForwardPlan& plan, std::uintptr_t input, std::uintptr_t weight, std::uintptr_t bias,
+         std::uintptr_t output, std::uintptr_t workspace, int device, std::uintptr_t stream) {
+        const ForwardPointers pointers{reinterpret_cast<const void*>(input), reinterpret_cast<const void*>(weight),
+                                       reinterpret_cast<const void*>(bias),  reinterpret_cast<void*>(output),
+                                       reinterpret_cast<void*>(workspace),   reinterpret_cast<void*>(stream)};
+        nb::gil_scoped_release release;
+        launch_forward(plan, pointers, device);
+      },
+      "plan"_a, "input"_a, "weight"_a, "bias"_a, "output"_a, "workspace"_a, "device"_a, "stream"_a,
+      "Computes a forward call on a stream of a GPU, without waiting for it.");
+#endif
+}
+
+}  // namespace convt::binding

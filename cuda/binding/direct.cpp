@@ -1,0 +1,100 @@
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include "binding/bindings.hpp"
+#include "binding/problem.hpp"
+#include "launch/depthwise.hpp"
+#include "launch/simt.hpp"
+#include "simulator/run_direct.hpp"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace convt::binding {
+namespace {
+
+Strides strides_of(const TorchTensor& tensor) {
+  const host::TensorView view = view_of(tensor);
+  Strides strides;
+  for (int i = 0; i < 2 + kAxes; ++i) strides[i] = view.strides[i];
+  return strides;
+}
+
+// Plans a CUDA-core kernel for CPU tensors and runs its own functions on the host.
+nb::dict run_direct(const std::string& family, nb::handle input, nb::handle weight, nb::handle bias, nb::handle output,
+                    const Integers& stride, const Integers& padding, const Integers& output_padding,
+                    std::int64_t groups, const Integers& dilation, bool backwards, bool unaligned, bool dry) {
+  const TorchTensor x = host_tensor(input, "input"), w = host_tensor(weight, "weight", x),
+                    y = host_tensor(output, "output", x);
+  ForwardRequest request;
+  request.problem = problem_of(x.sizes, w, stride, padding, output_padding, groups, dilation);
+  require_sizes(y, "output", request.problem, request.problem.out_channels, &Axis::output);
+  request.dtype = x.dtype;
+  request.input = strides_of(x);
+  request.filter = strides_of(w);
+  request.output = strides_of(y);
+  DirectOperands data{x.data, w.data, nullptr, y.data};
+  if (!bias.is_none()) {
+    const TorchTensor b = host_tensor(bias, "bias", x, 1);
+    if (b.sizes[0] != request.problem.out_channels) {
+      throw nb::value_error("bias must have one element per output channel");
+    }
+    request.has_bias = true;
+    request.bias_stride = b.strides[0];
+    data.bias = b.data;
+  }
+  const auto refuse = [&](const std::string& reason) { throw nb::value_error((family + ": " + reason).c_str()); };
+  nb::dict told;
+  if (family == "depthwise") {
+    const auto planned = plan_depthwise(request, DeviceTraits{});
+    if (const auto* reason = std::get_if<std::string>(&planned)) refuse(*reason);
+    const DepthwisePlan& plan = std::get<DepthwisePlan>(planned);
+    const DepthwiseLaunch& launch = unaligned ? plan.unaligned : plan.launch;
+    told["config"] = plan.config;
+    told["predicted_us"] = launch.cost.total();
+    told["bytes_predicted"] = plan.bytes_predicted;
+    told["grid"] = launch.grid;
+    told["threads"] = launch.threads;
+    told["shared_bytes"] = launch.shared_bytes;
+    const nb::gil_scoped_release release;
+    if (!dry) {
+      simulator::run_depthwise({launch.grid, launch.threads, launch.shared_bytes, backwards}, plan.dtype,
+                               simulator::DepthwiseKind(int(launch.lanes)), launch.shape, data);
+    }
+  } else if (family == "simt") {
+    const auto planned = plan_simt(request, DeviceTraits{});
+    if (const auto* reason = std::get_if<std::string>(&planned)) refuse(*reason);
+    const SimtPlan& plan = std::get<SimtPlan>(planned);
+    told["config"] = plan.config;
+    told["predicted_us"] = plan.cost.total();
+    told["bytes_predicted"] = plan.bytes_predicted;
+    told["grid"] = plan.grid;
+    told["threads"] = plan.threads;
+    told["shared_bytes"] = plan.shared_bytes;
+    const nb::gil_scoped_release release;
+    if (!dry) {
+      simulator::run_simt({plan.grid, plan.threads, plan.shared_bytes, backwards}, plan.dtype, plan.shape, data);
+    }
+  } else {
+    refuse("not a family; legal: depthwise, simt");
+  }
+  return told;
+}
+
+}  // namespace
+
+void bind_direct(nb::module_& module) {
+  static_assert(int(simulator::DepthwiseKind::rows) == int(DepthwiseLanes::rows) &&
+                    int(simulator::DepthwiseKind::channel_vectors) == int(DepthwiseLanes::channel_vectors),
+                "the host runner and the plan number the lanes alike");
+  module.def(
+      "run_direct", &run_direct, "family"_a, "input"_a, "weight"_a, "bias"_a.none(), "output"_a, "stride"_a,
+      "padding"_a, "output_padding"_a, "groups"_a, "dilation"_a, nb::kw_only(), "backwards"_a = false,
+      "unaligned"_a = false, "dry"_a = false,
+      "Plans the depthwise or simt CUDA kernel for an H200 and runs its functions thread by thread on the host, "
+      "CPU tensors in and out; returns what the plan says. ValueError with the reason when it cannot. `dry`: the "
+      "plan alone.");
+}
+
+}  // namespace convt::binding

@@ -1,0 +1,302 @@
+#pragma once
+
+#include "arch/half.hpp"
+#include "arch/lanes.hpp"
+#include "collective/mma.hpp"
+
+namespace convt {
+
+// Accumulators to output: through shared memory, so that every row of the output leaves in order, in 16-byte pieces. Phases
+// that no tap reaches are written here as well: bias, or zero.
+template <TileConfig kConfig, Operand kOperand>
+struct Epilogue {
+  using Products = Mma<kConfig, kOperand>;
+  static constexpr int kBytes = operand_bytes(kOperand);
+  static constexpr int kVector = operand_vector(kOperand);   // elements of a piece
+  static constexpr int kPitch = kConfig.staging_pitch();
+  static constexpr int kBias = kConfig.rows * kPitch;        // float index of the bias, behind the staging
+  static constexpr int kPhases = kBias + kConfig.rows;       // float index of the first row of every phase, or -1
+
+  CONVT_HOST_DEVICE static constexpr std::int32_t column(std::int32_t position) { return position + (position >> 5); }
+
+  template <class Warp, int kLanes>
+  CONVT_HOST_DEVICE static void stage(Warp& warp, const typename Products::template State<kLanes>& state,
+                                      const GemmParams& params, const Tile& tile, const PhaseBlock& block) {
+    const std::int32_t row = warp.index() % kConfig.warps_m * kConfig.warp_rows();
+    const std::int32_t position = warp.index() / kConfig.warps_m * kConfig.warp_pixels();
+    warp.lanes([&](int lane) {
+#pragma unroll
+      for (int i = 0; i < Products::kRowTiles; ++i) {
+#pragma unroll
+        for (int j = 0; j < Products::kPixelTiles; ++j) {
+          const std::int32_t at = row + i * kMmaRows + lane / 4, from = position + j * kMmaPixels + lane % 4 * 2;
+#pragma unroll
+          for (int k = 0; k < 4; ++k) {
+            const std::int32_t cell = (at + k / 2 * 8) * kPitch + column(from) + k % 2;
+            warp.template store<float>(cell * 4, state.sum[i][j][k][lane]);
+          }
+        }
+      }
+      for (std::int32_t channel = warp.thread(lane); channel < params.block_channels; channel += kConfig.threads()) {
+        const std::int32_t of_group = tile.channel_block * params.block_channels + channel;
+        float bias = 0;
+        if (params.bias != nullptr && of_group < params.out_channels) {
+          const std::int64_t at = (std::int64_t(tile.conv_group) * params.out_channels + of_group) * params.bias_stride;
+          bias = to_float(warp, static_cast<const char*>(params.bias) + at * kBytes);
+        }
+        warp.template store<float>((kBias + channel) * 4, bias);
+      }
+      const std::int32_t phases = block.outer_count * block.w_count;
+      for (std::int32_t phase = warp.thread(lane); phase < phases; phase += kConfig.threads()) {
+        const std::int32_t slot =
+            warp.template global<std::int16_t>(params.tables + params.table.slots + (block.first_slot + phase) * 2);
+        warp.template store<std::int32_t>((kPhases + phase) * 4, slot < 0 ? -1 : slot * params.block_channels * kPitch);
+      }
+    });
+  }
+
+  template <class Warp>
+  CONVT_HOST_DEVICE static void write(Warp& warp, const GemmParams& params, const Tile& tile,
+                                      const PhaseBlock& block) {
+    if (params.output_channels_inner) {
+      write_items<true>(warp, params, tile, block);
+    } else {
+      write_items<false>(warp, params, tile, block);
+    }
+  }
+
+ private:
+  // kVector output elements of one output row, or of one output pixel, repeated over channels.
+  struct Item {
+    std::int32_t source[kVector];    // float index into the staging
+    std::uint32_t reached;           // bit j: a tap reaches element j; the others are bias alone
+    std::uint32_t inside;            // bit j: element j exists
+    std::int32_t bias;               // float index
+    char* target;                    // address of element 0
+    bool contiguous;                 // elements lie side by side, so that a whole piece may leave as one
+  };
+  static constexpr std::uint32_t kWhole = (1u << kVector) - 1;
+
+  // Positions of a tile along W, phases included: x = 0 is the first output pixel of the tile's row.
+  struct Row {
+    std::int64_t first;              // output coordinate of x = 0
+    std::int32_t begin, end;         // x of pixels that exist, when the block has all W phases
+    std::int32_t positions;
+    bool contiguous;
+  };
+
+  template <bool kChannelsInner, class Warp>
+  CONVT_HOST_DEVICE static void write_items(Warp& warp, const GemmParams& params, const Tile& tile,
+                                            const PhaseBlock& block) {
+    const TileAxis *const axes = params.axes, &along = axes[3];
+    Row row;
+    row.contiguous = block.w_count == along.stride;
+    row.first = along.stride * tile.q[3] + block.w_begin - along.origin;
+    row.positions = tile.count[3] * block.w_count;
+    row.begin = row.first < 0 ? std::int32_t(-row.first) : 0;
+    row.end = along.output - row.first < row.positions ? std::int32_t(along.output - row.first) : row.positions;
+
+    const std::int64_t channel_stride = params.output_strides[1];
+    const std::int32_t first_of_block = tile.channel_block * params.block_channels;
+    const std::int32_t channels = min_of(params.block_channels, params.out_channels - first_of_block);
+    const std::int32_t step = (kChannelsInner ? kVector : 1) << block.lanes_log2;
+    const std::int64_t target_step = step * channel_stride * kBytes;
+    const std::int64_t origin = tile.q[0] * params.output_strides[0] +
+                                (std::int64_t(tile.conv_group) * params.out_channels + first_of_block) * channel_stride;
+    // Whole tiles are counted, so that all divisors are the plan's; what the last tiles lack is skipped.
+    const std::int32_t items = std::int32_t(block.by_piece.divisor) * axes[2].tile * axes[1].tile * axes[0].tile *
+                                   block.outer_count << block.lanes_log2;
+
+    warp.lanes([&](int lane) {
+#pragma unroll 1
+      for (std::int32_t index = warp.thread(lane); index < items; index += kConfig.threads()) {
+        std::int32_t rest = index;
+        const auto next = [&rest](const FastDivisor& by) {
+          const std::int32_t quotient = by.quotient(rest), digit = by.remainder(rest, quotient);
+          rest = quotient;
+          return digit;
+        };
+        // Along channels two lanes fill a sector; along W neighbours do.
+        std::int32_t channel = 0, lanes_log2 = block.lanes_log2;
+        if constexpr (kChannelsInner) {
+          channel = rest & 1;
+          rest >>= 1;
+          --lanes_log2;
+        }
+        const std::int32_t piece = next(block.by_piece);
+        channel |= (rest & ((1 << lanes_log2) - 1)) << (kChannelsInner ? 1 : 0);
+        if constexpr (kChannelsInner) channel *= kVector;
+        rest >>= lanes_log2;
+        const std::int32_t b = next(axes[2].by_tile), a = next(axes[1].by_tile), image = next(axes[0].by_tile);
+        const std::int32_t outer = rest, phase = block.outer_begin + outer, phase_d = axes[2].by_stride.quotient(phase);
+        const std::int64_t d = output_pixel(axes[1], tile.q[1] + a, phase_d);
+        const std::int64_t h = output_pixel(axes[2], tile.q[2] + b, axes[2].by_stride.remainder(phase, phase_d));
+        if (b >= tile.count[2] || a >= tile.count[1] || image >= tile.count[0] || channel >= channels || d < 0 ||
+            d >= axes[1].output || h < 0 || h >= axes[2].output) {
+          continue;
+        }
+        char* line = static_cast<char*>(params.output) +
+                     (origin + image * params.output_strides[0] + channel * channel_stride +
+                      d * params.output_strides[2] + h * params.output_strides[3]) *
+                         kBytes;
+        const std::int32_t pixel = ((image * axes[1].tile + a) * axes[2].tile + b) * axes[3].tile;
+        const std::int32_t phases = kPhases + outer * block.w_count;
+        const auto item = kChannelsInner
+                              ? along_channels(warp, params, row, block, line, piece, pixel, phases, channel)
+                              : along_row(warp, params, row, block, line, piece, pixel, phases, channel);
+        if (item.inside == 0) continue;
+        char* target = item.target;
+        if (!kChannelsInner && !item.contiguous) {
+          for (std::int32_t done = 0; channel + done < channels; done += step, target += target_step) {
+            store_scattered(warp, item, done, target, params, block, piece);
+          }
+          continue;
+        }
+        std::int32_t source[kVector], bias = item.bias * 4;
+#pragma unroll
+        for (int j = 0; j < kVector; ++j) source[j] = item.source[j] * 4;
+#pragma unroll 1
+        for (std::int32_t left = channels - channel; left > 0; left -= step) {
+          std::uint32_t inside = item.inside;
+          if (kChannelsInner && left < kVector) inside &= (1u << left) - 1;
+          store_piece<kChannelsInner>(warp, source, bias, item.reached, inside, item.contiguous, target);
+#pragma unroll
+          for (int j = 0; j < kVector; ++j) source[j] += step * kPitch * 4;
+          bias += step * 4;
+          target += target_step;
+        }
+      }
+    });
+  }
+
+  CONVT_HOST_DEVICE static std::int64_t output_pixel(const TileAxis& axis, std::int64_t q, std::int32_t phase) {
+    return axis.stride * q + phase - axis.origin;
+  }
+
+  CONVT_HOST_DEVICE static std::int32_t min_of(std::int32_t a, std::int32_t b) { return a < b ? a : b; }
+
+  template <class Warp>
+  CONVT_HOST_DEVICE static Item along_row(Warp& warp, const GemmParams& params, const Row& row,
+                                          const PhaseBlock& block, char* line, std::int32_t piece, std::int32_t pixel,
+                                          std::int32_t phases, std::int32_t channel) {
+    Item item;
+    item.reached = item.inside = 0;
+    item.bias = kBias + channel;
+    item.contiguous = row.contiguous && params.output_strides[4] == 1;
+    // Pieces start where a store of 16 bytes may.
+    const std::int32_t misaligned =
+        item.contiguous
+            ? std::int32_t((reinterpret_cast<std::uintptr_t>(line) / kBytes + std::uint64_t(row.first)) % kVector)
+            : 0;
+    const std::int32_t first = piece * kVector - misaligned;
+    item.target = line + (row.first + first) * params.output_strides[4] * kBytes;
+    const std::int32_t from = first < 0 ? 0 : first;
+    std::int32_t q = block.by_w.quotient(from), phase = block.by_w.remainder(from, q);
+#pragma unroll
+    for (int j = 0; j < kVector; ++j) {
+      const std::int32_t x = first + j;
+      item.source[j] = channel * kPitch;
+      if (x < 0 || x >= row.positions) continue;
+      if (row.contiguous ? x >= row.begin && x < row.end : exists(params, row, q, phase)) {
+        item.inside |= 1u << j;
+        const std::int32_t source = warp.template load<std::int32_t>((phases + phase) * 4);
+        if (source >= 0) {
+          item.reached |= 1u << j;
+          item.source[j] = source + channel * kPitch + column(pixel + q);
+        }
+      }
+      if (++phase == block.w_count) {
+        phase = 0;
+        ++q;
+      }
+    }
+    return item;
+  }
+
+  template <class Warp>
+  CONVT_HOST_DEVICE static Item along_channels(Warp& warp, const GemmParams& params, const Row& row,
+                                               const PhaseBlock& block, char* line, std::int32_t x, std::int32_t pixel,
+                                               std::int32_t phases, std::int32_t channel) {
+    Item item;
+    const std::int32_t q = block.by_w.quotient(x), phase = block.by_w.remainder(x, q);
+    const bool there = x < row.positions && (row.contiguous ? x >= row.begin && x < row.end : exists(params, row, q, phase));
+    const std::int32_t source = there ? warp.template load<std::int32_t>((phases + phase) * 4) : -1;
+    item.inside = there ? kWhole : 0;
+    item.reached = source >= 0 ? kWhole : 0;
+    item.bias = kBias + channel;
+    item.contiguous = params.output_vectors;
+    const std::int64_t w = row.contiguous ? row.first + x : row.first + std::int64_t(q) * params.axes[3].stride + phase;
+    item.target = line + w * params.output_strides[4] * kBytes;
+#pragma unroll
+    for (int j = 0; j < kVector; ++j) {
+      item.source[j] = (source < 0 ? 0 : source) + (channel + j) * kPitch + column(pixel + q);
+    }
+    return item;
+  }
+
+  CONVT_HOST_DEVICE static bool exists(const GemmParams& params, const Row& row, std::int32_t q, std::int32_t phase) {
+    const std::int64_t w = row.first + std::int64_t(q) * params.axes[3].stride + phase;
+    return w >= 0 && w < params.axes[3].output;
+  }
+
+  // A piece from byte offsets into the staging. Elements that do not exist have a source all the same, and are not stored.
+  template <bool kChannelsInner, class Warp>
+  CONVT_HOST_DEVICE static void store_piece(Warp& warp, const std::int32_t (&source)[kVector], std::int32_t bias,
+                                            std::uint32_t reached, std::uint32_t inside, bool contiguous,
+                                            char* target) {
+    float value[kVector];
+#pragma unroll
+    for (int j = 0; j < kVector; ++j) {
+      const float sum = warp.template load<float>(source[j]);
+      value[j] = (reached >> j & 1 ? sum : 0.f) + warp.template load<float>(bias + (kChannelsInner ? j * 4 : 0));
+    }
+    if (contiguous && inside == kWhole) {
+      warp.store_global16(target, pack<kOperand>(value));
+      return;
+    }
+#pragma unroll
+    for (int j = 0; j < kVector; ++j) {
+      if (inside >> j & 1) store_element(warp, target + j * kBytes, value[j]);
+    }
+  }
+
+  // The same where W phases are cut: neighbours in the tile are not neighbours in the output.
+  template <class Warp>
+  CONVT_HOST_DEVICE static void store_scattered(Warp& warp, const Item& item, std::int32_t done, char* target,
+                                                const GemmParams& params, const PhaseBlock& block,
+                                                std::int32_t piece) {
+    const std::int64_t stride = params.output_strides[4] * kBytes;
+    const float bias = warp.template load<float>((item.bias + done) * 4);
+#pragma unroll 1
+    for (int j = 0; j < kVector; ++j) {
+      if (!(item.inside >> j & 1)) continue;
+      const std::int32_t q = block.by_w.quotient(piece * kVector + j);
+      const std::int64_t at = j + std::int64_t(q) * (params.axes[3].stride - block.w_count);
+      std::int32_t source = item.source[0];
+#pragma unroll
+      for (int i = 1; i < kVector; ++i) source = i == j ? item.source[i] : source;
+      const float sum = item.reached >> j & 1 ? warp.template load<float>((source + done * kPitch) * 4) : 0.f;
+      store_element(warp, target + at * stride, sum + bias);
+    }
+  }
+
+  template <class Warp>
+  CONVT_HOST_DEVICE static void store_element(Warp& warp, char* target, float value) {
+    if constexpr (kBytes == 4) {
+      warp.template store_global<float>(target, value);
+    } else {
+      warp.template store_global<std::uint16_t>(target, narrow<kOperand>(value));
+    }
+  }
+
+  template <class Warp>
+  CONVT_HOST_DEVICE static float to_float(Warp& warp, const char* source) {
+    if constexpr (kBytes == 4) {
+      return warp.template global<float>(source);
+    } else {
+      return widen<kOperand>(warp.template global<std::uint16_t>(source));
+    }
+  }
+};
+
+}  // namespace convt

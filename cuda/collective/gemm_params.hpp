@@ -1,0 +1,129 @@
+#pragma once
+
+#include "config/tile_config.hpp"
+#include "geometry/fast_divisor.hpp"
+#include "geometry/problem.hpp"
+
+// What a launch of the implicit GEMM is told. All PODs: they travel as kernel parameters, or in the workspace.
+namespace convt {
+
+// The axes of a tile: the batch is one more, without taps.
+inline constexpr int kTileAxes = 1 + kAxes;   // N, D, H, W
+
+// One step of the reduction loop: the tile's positions, moved by a shift.
+struct ShiftRecord {
+  std::int32_t shift[kAxes];      // D, H, W: the tap reads input pixel q - shift
+  std::int32_t pixel_offset;      // from a position of the tile to its patch pixel, pixels
+  std::uint32_t row_mask;         // bit t: row tile t has a tap at this shift
+};
+
+// What a step must know of its shift. It rides behind the filter of the step before.
+struct StepHeader {
+  std::int32_t pixel_offset;
+  std::uint32_t row_mask;
+};
+
+// Shifts that share a patch. Whole shift lists are one group unless their patch would be too large.
+struct ShiftGroup {
+  std::int32_t high[kAxes];       // largest shift: the patch starts at q - high
+  std::int32_t extent[kTileAxes]; // patch extents N, D, H, W, pixels
+  std::int32_t pitch[kTileAxes];  // pixels between neighbours of an axis, bank padding included; W: 1
+  std::int32_t pixels;            // extent[0] * pitch[0]
+  std::int32_t first_shift;       // index of its first ShiftRecord
+  std::int32_t shifts;
+  std::int32_t first_step;        // shifts of earlier groups of this block
+  FastDivisor by_pitch[kAxes];    // pitch of N, D, H
+};
+
+// The virtual channels of a tile: a range of output phases, empty ones included, times a range of channels.
+struct PhaseBlock {
+  std::int32_t outer_begin;       // (D phase, H phase), flattened
+  std::int32_t outer_count;
+  std::int32_t w_begin;           // W phases
+  std::int32_t w_count;
+  std::int32_t first_slot;        // index into slots: [outer_count][w_count], the row slot of a phase or -1
+  std::int32_t slots;             // non-empty phases; row = slot * block_channels + channel
+  std::int32_t first_phase;       // index into phases: int32 [slots], the flattened phase of a slot
+  std::int32_t first_group;
+  std::int32_t groups;
+  std::int32_t first_step;        // shifts of earlier blocks
+  std::int32_t steps;             // shifts of this block
+  std::int32_t lanes_log2;        // threads over which the epilogue spreads channels, log2
+  FastDivisor by_piece;           // 16-byte pieces of a tile's output row; output pixels of it when stored along channels
+  FastDivisor by_w;               // w_count
+};
+
+struct TileAxis {
+  std::int64_t input;             // input extent
+  std::int64_t output;            // output extent
+  std::int64_t q_begin;
+  std::int64_t q_count;
+  std::int64_t origin;            // o + origin = stride * q + phase
+  std::int32_t stride;
+  std::int32_t tile;              // q positions of a tile
+  std::int32_t tiles;
+  FastDivisor by_tile, by_tiles, by_stride;
+};
+
+// Byte offsets of the tables from the start of the workspace; the packed filter follows them.
+struct TableLayout {
+  std::int32_t groups;
+  std::int32_t shifts;
+  std::int32_t phases;
+  std::int32_t slots;             // int16
+  std::int32_t bytes;             // all tables, rounded up to 256
+};
+
+// Offsets in shared memory of a launch.
+struct SharedLayout {
+  std::int32_t filter;            // [stage][slab]
+  std::int32_t patch;             // [stage][plane][pixel][16 B]
+  std::int32_t patch_stage_bytes;
+  std::int32_t pixel_table;       // int32 [pixel]
+  std::int32_t bytes;
+};
+
+struct GemmParams {
+  const void* input;
+  const void* bias;               // or null
+  void* output;
+  const char* tables;             // PhaseBlock[phase_blocks], then as `table` says
+  const char* filter;             // [conv group][channel block][phase block][shift group][chunk][shift]{[copy][plane][row][16 B], header}
+  float* partial;                 // [tile][split][accumulator][thread], or null
+  std::uint32_t* arrived;         // [tile], zero, or null
+  std::int64_t input_strides[2 + kAxes];    // N, C, D, H, W, elements
+  std::int64_t output_strides[2 + kAxes];
+  std::int64_t bias_stride;
+  TileAxis axes[kTileAxes];
+  TableLayout table;
+  SharedLayout shared;
+  std::int32_t in_channels;       // per conv group
+  std::int32_t out_channels;      // per conv group
+  std::int32_t conv_groups;
+  std::int32_t block_channels;    // output channels of a row block
+  std::int32_t channel_blocks;
+  std::int32_t phase_blocks;
+  std::int32_t chunks;            // of in_channels
+  std::int32_t steps;             // shifts of all phase blocks
+  FastDivisor by_phase_blocks, by_channel_blocks, by_splits;
+  std::int32_t splits;            // of the reduction
+  std::int32_t input_vectors;     // 1: channels are contiguous, aligned and whole: 16-byte loads
+  std::int32_t output_channels_inner;       // 1: the epilogue stores along channels, 0: along W
+  std::int32_t output_vectors;    // 1: 16-byte stores along channels are aligned
+};
+
+// `pixels`: of the largest patch; `phases`: of the largest block, empty ones included.
+constexpr SharedLayout shared_layout(const TileConfig& config, Operand operand, std::int32_t pixels,
+                                     std::int32_t phases) {
+  SharedLayout layout{};
+  layout.filter = 0;
+  layout.patch = config.filter_stages * config.slab_bytes(operand);
+  layout.patch_stage_bytes = config.planes * pixels * 16;
+  layout.pixel_table = layout.patch + kPatchStages * layout.patch_stage_bytes;
+  const std::int32_t pipeline = layout.pixel_table + 4 * pixels;
+  const std::int32_t staging = config.staging_bytes() + 4 * phases;
+  layout.bytes = pipeline > staging ? pipeline : staging;
+  return layout;
+}
+
+}  // namespace convt

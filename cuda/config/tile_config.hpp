@@ -1,0 +1,61 @@
+#pragma once
+
+#include "geometry/dtype.hpp"
+
+namespace convt {
+
+// How the tensor cores form a product: what the operands are, and how often they are multiplied.
+//   tf32: float32 rounded to nearest TF32, once.   ieee: float32 split into two TF32 halves, three products.
+enum class Operand : int { tf32, ieee, bfloat16, float16 };
+inline constexpr int kOperands = 4;
+
+constexpr const char* name_of(Operand operand) {
+  constexpr const char* names[] = {"tf32", "ieee", "bfloat16", "float16"};
+  return names[int(operand)];
+}
+
+CONVT_HOST_DEVICE constexpr bool is_float32(Operand operand) {
+  return operand == Operand::tf32 || operand == Operand::ieee;
+}
+CONVT_HOST_DEVICE constexpr int operand_bytes(Operand operand) { return is_float32(operand) ? 4 : 2; }
+// Channels in 16 bytes of one pixel.
+CONVT_HOST_DEVICE constexpr int operand_vector(Operand operand) { return 16 / operand_bytes(operand); }
+// Copies of the packed filter: high and low halves for ieee.
+CONVT_HOST_DEVICE constexpr int filter_copies(Operand operand) { return operand == Operand::ieee ? 2 : 1; }
+
+inline constexpr int kMmaRows = 16;       // rows of an mma.sync
+inline constexpr int kMmaPixels = 8;      // columns of an mma.sync
+inline constexpr int kMmaPlanes = 2;      // 16-byte channel vectors that an mma.sync reduces over
+inline constexpr int kPatchStages = 2;
+
+// One compiled variant of the implicit GEMM. A tile is `rows` virtual channels by `pixels` q positions.
+struct TileConfig {
+  int rows;
+  int pixels;
+  int warps_m;          // warps along rows
+  int warps_n;          // warps along pixels
+  int planes;           // 16-byte channel vectors per chunk of the reduction
+  int filter_stages;    // depth of the filter pipeline
+  int blocks;           // thread blocks per multiprocessor that registers and shared memory must leave room for
+
+  CONVT_HOST_DEVICE constexpr int warps() const { return warps_m * warps_n; }
+  CONVT_HOST_DEVICE constexpr int threads() const { return 32 * warps(); }
+  CONVT_HOST_DEVICE constexpr int warp_rows() const { return rows / warps_m; }
+  CONVT_HOST_DEVICE constexpr int warp_pixels() const { return pixels / warps_n; }
+  CONVT_HOST_DEVICE constexpr int row_tiles() const { return rows / kMmaRows; }
+  // Bytes of the filter rows of one shift and one chunk, and behind them 16 that announce the next step.
+  CONVT_HOST_DEVICE constexpr int slab_rows_bytes(Operand operand) const {
+    return rows * planes * 16 * filter_copies(operand);
+  }
+  CONVT_HOST_DEVICE constexpr int slab_bytes(Operand operand) const { return slab_rows_bytes(operand) + 16; }
+  // The epilogue's staging: a float per accumulator, every 32 pixels pushed one bank further, rows 8 banks apart.
+  CONVT_HOST_DEVICE constexpr int staging_pitch() const {
+    const int used = pixels + pixels / 32;
+    return used + (8 - used % 32 + 32) % 32;
+  }
+  // Behind it a bias per row; the phases' rows follow.
+  CONVT_HOST_DEVICE constexpr int staging_bytes() const { return (rows * staging_pitch() + rows) * 4; }
+  constexpr bool operator==(const TileConfig&) const = default;
+};
+
+}  // namespace convt

@@ -1,0 +1,340 @@
+#pragma once
+
+#include "arch/copy.hpp"
+#include "kernel/simt_setup.hpp"
+
+// Any forward on CUDA cores. A block computes output channels x pixels of one phase, K running over the taps of the phase
+// that its pixels meet and over input channels; the threads of a block may share a product by slices of K.
+namespace convt {
+
+template <class S>
+struct Simt : SimtSetup {
+  static constexpr int kMaxThreads = 256;
+  static constexpr int kMinBlocks = 2;
+  using T = Accumulator<S>;
+  static constexpr int kVector = 16 / int(sizeof(T));
+  struct Params {
+    SimtShape shape;
+    DirectOperands data;
+  };
+
+  // What a thread keeps from one barrier to the next.
+  struct Thread {
+    T sum[RM][RN];
+  };
+
+  // Rows of a stage are one vector longer than the tile: lanes along K then meet few bank conflicts.
+  static CONVT_HOST_DEVICE int channel_pitch(const SimtShape& shape) { return tile_channels(shape) + kVector; }
+  static CONVT_HOST_DEVICE int pixel_pitch(const SimtShape& shape) { return tile_pixels(shape) + kVector; }
+
+  // The pixel table, this thread's rows of the first chunk, sums at zero.
+  static CONVT_HOST_DEVICE void start(const Params& params, int thread, char* shared, Thread& state) {
+    const SimtShape& shape = params.shape;
+    const SimtBlock& block = *block_at(shared);
+    const std::int64_t pixels = pixels_of(shape, block);
+    const std::int64_t first = block.pixel;
+    for (int p = thread; p < tile_pixels(shape); p += threads_of(shape)) {
+      SimtPixel pixel{0, 0, {kSimtNowhere, kSimtNowhere, kSimtNowhere}, 0};
+      std::int64_t rest = first + p;
+      if (rest < pixels) {
+        std::int64_t image = 0;
+        if (shape.batch_fastest) image = simt_split(rest, shape.batch);
+#pragma unroll
+        for (int a = kAxes - 1; a >= 0; --a) {
+          const std::int64_t q = block.axis[a].q_begin + simt_split(rest, block.axis[a].q_count);
+          pixel.q[a] = std::uint32_t(q);
+          pixel.input += q * shape.strides.input[2 + a];
+          pixel.output += (shape.axis[a].taps.stride * q + block.axis[a].phase - shape.axis[a].padding) *
+                          shape.strides.output[2 + a];
+        }
+        if (!shape.batch_fastest) image = rest;
+        pixel.input += image * shape.strides.input[0];
+        pixel.output += image * shape.strides.output[0];
+        pixel.exists = 1;
+      }
+      pixels_at(shape, shared)[p] = pixel;
+    }
+#pragma unroll
+    for (int m = 0; m < RM; ++m) {
+#pragma unroll
+      for (int n = 0; n < RN; ++n) state.sum[m][n] = 0;
+    }
+    if (rows_of_product(shape, block) == 0) return;
+    for (int row = thread; row < chunk_of(shape); row += threads_of(shape)) {
+      std::int64_t at = row, step = chunk_of(shape);
+      SimtCursor& cursor = cursors_at(shape, shared)[row];
+      cursor.digit[0] = std::int32_t(simt_split(at, shape.group_in));
+      cursor.step[0] = std::int32_t(simt_split(step, shape.group_in));
+#pragma unroll
+      for (int a = kAxes - 1; a >= 1; --a) {
+        cursor.digit[kAxes - a] = std::int32_t(simt_split(at, block.axis[a].tap_count));
+        cursor.step[kAxes - a] = std::int32_t(simt_split(step, block.axis[a].tap_count));
+      }
+      cursor.digit[kAxes] = std::int32_t(at);
+      cursor.step[kAxes] = std::int32_t(step);
+    }
+  }
+
+  // --- per chunk ---
+
+  // Writes the records of this thread's rows of `chunk` and moves on by one chunk.
+  static CONVT_HOST_DEVICE void write_row(const Params& params, int chunk, int thread, char* shared) {
+    const SimtShape& shape = params.shape;
+    const SimtBlock& block = *block_at(shared);
+    for (int k = thread; k < chunk_of(shape); k += threads_of(shape)) {
+      SimtCursor cursor = cursors_at(shape, shared)[k];
+      SimtRow row;
+      row.input = cursor.digit[0] * shape.strides.input[1];
+      row.filter = cursor.digit[0] * shape.strides.filter[0];
+#pragma unroll
+      for (int a = 0; a < kAxes; ++a) {
+        const std::int64_t t = cursor.digit[kAxes - a];
+        const std::int64_t shift = block.axis[a].shift_first + t * shape.axis[a].shift_step;
+        row.shift[a] = std::uint32_t(shift);
+        row.input -= shift * shape.strides.input[2 + a];
+        row.filter += (block.axis[a].tap_first + t * shape.axis[a].taps.period) * shape.strides.filter[2 + a];
+      }
+      if (cursor.digit[kAxes] >= block.axis[0].tap_count) row.filter = -1;
+      rows_at(shape, shared, chunk & 1)[k] = row;
+      const std::int32_t extent[kAxes] = {std::int32_t(shape.group_in), std::int32_t(block.axis[2].tap_count),
+                                          std::int32_t(block.axis[1].tap_count)};
+      std::int32_t carry = 0;
+#pragma unroll
+      for (int place = 0; place < kAxes; ++place) {
+        cursor.digit[place] += cursor.step[place] + carry;
+        carry = cursor.digit[place] >= extent[place];
+        if (carry) cursor.digit[place] -= extent[place];
+      }
+      cursor.digit[kAxes] += cursor.step[kAxes] + carry;
+      cursors_at(shape, shared)[k] = cursor;
+    }
+  }
+
+  // How threads walk an extent of the first index (lanes) and one of the second; both extents are powers of two.
+  struct Walk {
+    int first, first_step, second, second_step;
+  };
+  static CONVT_HOST_DEVICE Walk walk(int thread, int threads_log2, int extent_log2) {
+    const int lanes_log2 = extent_log2 < threads_log2 ? extent_log2 : threads_log2;
+    return {thread & ((1 << lanes_log2) - 1), 1 << lanes_log2, thread >> lanes_log2, 1 << (threads_log2 - lanes_log2)};
+  }
+  static CONVT_HOST_DEVICE Walk along_channels(const SimtShape& shape, int thread) {
+    return walk(thread, threads_log2(shape), 2 + shape.channels_log2);
+  }
+  static CONVT_HOST_DEVICE Walk along_pixels(const SimtShape& shape, int thread) {
+    return walk(thread, threads_log2(shape), 3 + shape.pixels_log2);
+  }
+  static CONVT_HOST_DEVICE Walk along_rows(const SimtShape& shape, int thread) {
+    return walk(thread, threads_log2(shape), shape.slice_rows_log2 + shape.slices_log2);
+  }
+
+  // The filter and the pixels of a chunk into its stage.
+  static CONVT_HOST_DEVICE void load(const Params& params, int chunk, int thread, char* shared) {
+    const SimtShape& shape = params.shape;
+    const SimtBlock& block = *block_at(shared);
+    const SimtRow* const rows = rows_at(shape, shared, chunk & 1);
+    const SimtPixel* const pixels = pixels_at(shape, shared);
+    T* const filter_stage = reinterpret_cast<T*>(shared + shape.header_bytes + (chunk & 1) * shape.stage_bytes);
+    T* const pixel_stage = filter_stage + chunk_of(shape) * channel_pitch(shape);
+    const int length = chunk_of(shape);
+
+    const S* const filter = static_cast<const S*>(params.data.filter) +
+                            block.group * shape.group_in * shape.strides.filter[0] +
+                            block.channel * shape.strides.filter[1];
+    const Walk along = along_channels(shape, thread);
+    for (int m = along.first; m < tile_channels(shape); m += along.first_step) {
+      const bool exists = block.channel + m < shape.group_out;
+      for (int k = along.second; k < length; k += along.second_step) {
+        const std::int64_t offset = rows[k].filter;
+        const bool valid = exists && offset >= 0;
+        copy_element(filter_stage + k * channel_pitch(shape) + m,
+                     filter + (valid ? offset + m * shape.strides.filter[1] : 0), valid);
+      }
+    }
+
+    const S* const input =
+        static_cast<const S*>(params.data.input) + block.group * shape.group_in * shape.strides.input[1];
+    const auto copy_pixel = [&](int p, int k, const SimtPixel& pixel) {
+      const SimtRow& row = rows[k];
+      bool valid = row.filter >= 0;
+#pragma unroll
+      for (int a = 0; a < kAxes; ++a) {
+        valid = valid && pixel.q[a] - row.shift[a] < std::uint32_t(shape.axis[a].input);
+      }
+      copy_element(pixel_stage + k * pixel_pitch(shape) + p, input + (valid ? pixel.input + row.input : 0), valid);
+    };
+    if (shape.input_channels_fast) {
+      const Walk deep = along_rows(shape, thread);
+      for (int p = deep.second; p < tile_pixels(shape); p += deep.second_step) {
+        for (int k = deep.first; k < length; k += deep.first_step) copy_pixel(p, k, pixels[p]);
+      }
+    } else {
+      const Walk wide = along_pixels(shape, thread);
+      for (int p = wide.first; p < tile_pixels(shape); p += wide.first_step) {
+        const SimtPixel pixel = pixels[p];
+        for (int k = wide.second; k < length; k += wide.second_step) copy_pixel(p, k, pixel);
+      }
+    }
+  }
+
+  // A thread's place in the tile. A warp is 4 x 8 threads where both extents allow it.
+  struct Corner {
+    int channel, pixel, slice;       // in threads
+  };
+  static CONVT_HOST_DEVICE Corner corner_of(const SimtShape& shape, int thread) {
+    const int m = shape.channels_log2, n = shape.pixels_log2;
+    const int inner_n = n < 3 ? n : m < 2 && n > 3 ? (n < 5 - m ? n : 5 - m) : 3;
+    const int inner_m = m < 5 - inner_n ? m : 5 - inner_n;
+    Corner corner;
+    corner.pixel = thread & ((1 << inner_n) - 1);
+    thread >>= inner_n;
+    corner.channel = thread & ((1 << inner_m) - 1);
+    thread >>= inner_m;
+    corner.pixel |= (thread & ((1 << (n - inner_n)) - 1)) << inner_n;
+    thread >>= n - inner_n;
+    corner.channel |= (thread & ((1 << (m - inner_m)) - 1)) << inner_m;
+    corner.slice = thread >> (m - inner_m);
+    return corner;
+  }
+
+  static CONVT_HOST_DEVICE void multiply(const SimtShape& shape, int chunk, int thread, const char* shared,
+                                         Thread& state) {
+    const Corner corner = corner_of(shape, thread);
+    const T* const stage = reinterpret_cast<const T*>(shared + shape.header_bytes + (chunk & 1) * shape.stage_bytes);
+    const int row = corner.slice << shape.slice_rows_log2;
+    const T* filter = stage + row * channel_pitch(shape) + corner.channel * kVector;
+    const T* pixel = stage + chunk_of(shape) * channel_pitch(shape) + row * pixel_pitch(shape) + corner.pixel * kVector;
+    for (int k = 0; k < 1 << shape.slice_rows_log2; k += 4) {
+#pragma unroll
+      for (int u = 0; u < 4; ++u) {
+        T a[RM], b[RN];
+#pragma unroll
+        for (int i = 0; i < RM; i += kVector) {
+          const auto piece = *reinterpret_cast<const SharedVector<T>*>(filter + (i << shape.channels_log2));
+#pragma unroll
+          for (int lane = 0; lane < kVector; ++lane) a[i + lane] = piece.lane[lane];
+        }
+#pragma unroll
+        for (int i = 0; i < RN; i += kVector) {
+          const auto piece = *reinterpret_cast<const SharedVector<T>*>(pixel + (i << shape.pixels_log2));
+#pragma unroll
+          for (int lane = 0; lane < kVector; ++lane) b[i + lane] = piece.lane[lane];
+        }
+#pragma unroll
+        for (int m = 0; m < RM; ++m) {
+#pragma unroll
+          for (int n = 0; n < RN; ++n) state.sum[m][n] += a[m] * b[n];
+        }
+        filter += channel_pitch(shape);
+        pixel += pixel_pitch(shape);
+      }
+    }
+  }
+
+  // What happens between two barriers: chunk + 1 is fetched, the rows of chunk + 2 are written, chunk is multiplied.
+  static CONVT_HOST_DEVICE void advance(const Params& params, int chunk, int chunks, int thread, char* shared,
+                                        Thread& state) {
+    if (chunk + 1 < chunks) load(params, chunk + 1, thread, shared);
+    if (chunk + 2 < chunks) write_row(params, chunk + 2, thread, shared);
+    multiply(params.shape, chunk, thread, shared, state);
+  }
+
+  // --- after the last chunk ---
+
+  // Slice by slice, with a barrier after each, into the output tile [channel][pixel] where the stages were.
+  static CONVT_HOST_DEVICE void collect(const SimtShape& shape, int slice, int thread, char* shared,
+                                        const Thread& state) {
+    const Corner corner = corner_of(shape, thread);
+    if (corner.slice != slice) return;
+    T* const tile = reinterpret_cast<T*>(shared + shape.header_bytes);
+#pragma unroll
+    for (int m = 0; m < RM; ++m) {
+      const int channel = (m / kVector << shape.channels_log2) * kVector + corner.channel * kVector + m % kVector;
+#pragma unroll
+      for (int i = 0; i < RN; i += kVector) {
+        auto& piece = *reinterpret_cast<SharedVector<T>*>(tile + channel * pixel_pitch(shape) +
+                                                          (i << shape.pixels_log2) + corner.pixel * kVector);
+        SharedVector<T> sums;
+        if (slice) sums = piece;
+#pragma unroll
+        for (int lane = 0; lane < kVector; ++lane) {
+          sums.lane[lane] = slice ? sums.lane[lane] + state.sum[m][i + lane] : state.sum[m][i + lane];
+        }
+        piece = sums;
+      }
+    }
+  }
+
+  static CONVT_HOST_DEVICE void store(const Params& params, int thread, char* shared) {
+    const SimtShape& shape = params.shape;
+    const SimtBlock& block = *block_at(shared);
+    const SimtPixel* const pixels = pixels_at(shape, shared);
+    const T* const tile = reinterpret_cast<const T*>(shared + shape.header_bytes);
+    const SimtBlock::PerAxis& w = block.axis[kAxes - 1];
+    const std::int64_t left = shape.group_out - block.channel;
+    const int channels = left < tile_channels(shape) ? int(left) : tile_channels(shape);
+    const Walk wide = along_pixels(shape, thread);
+    const Walk deep = along_channels(shape, thread);
+    const int m_begin = shape.output_channels_fast ? deep.first : wide.second;
+    const int m_step = shape.output_channels_fast ? deep.first_step : wide.second_step;
+    const int e_begin = shape.output_channels_fast ? deep.second : wide.first;
+    const int e_step = shape.output_channels_fast ? deep.second_step : wide.first_step;
+    const std::int64_t elements = tile_pixels(shape) * w.run;
+    for (std::int64_t e = e_begin; e < elements; e += e_step) {
+      const int p = int(w.run == 1 ? e : simt_divide(e, w.run));
+      const std::int64_t t = e - p * w.run;   // 0: the phase itself, then the empty ones behind it
+      const SimtPixel& pixel = pixels[p];
+      if (!pixel.exists) continue;
+      if (w.run != 1) {
+        const std::int64_t q = w.q_begin + std::uint32_t(pixel.q[kAxes - 1] - std::uint32_t(w.q_begin));
+        const SimtAxis& axis = shape.axis[kAxes - 1];
+        const std::int64_t o = axis.taps.stride * q + w.phase + t - axis.padding;
+        if (o < 0 || o >= axis.output) continue;
+      }
+      S* const output = static_cast<S*>(params.data.output) + pixel.output + t * shape.strides.output[4];
+      for (int m = m_begin; m < channels; m += m_step) {
+        const std::int64_t channel = block.group * shape.group_out + block.channel + m;
+        T value = t == 0 ? tile[m * pixel_pitch(shape) + p] : T(0);
+        if (params.data.bias) {
+          value += widen(read_global(static_cast<const S*>(params.data.bias) + channel * shape.strides.bias));
+        }
+        output[channel * shape.strides.output[1]] = narrow_to<S>(value);
+      }
+    }
+  }
+
+#ifdef __CUDACC__
+  __device__ void operator()(const Params& params) const {
+    extern __shared__ __align__(16) char shared[];
+    const int thread = int(threadIdx.x);
+    const std::int64_t index = std::int64_t(blockIdx.y) * gridDim.x + blockIdx.x;
+    Thread state;
+    find_taps(params.shape, index, thread, shared);
+    __syncthreads();
+    find_grid(params.shape, thread, shared);
+    __syncthreads();
+    if (is_idle(params.shape, shared)) return;
+    clip_taps(params.shape, thread, shared);
+    __syncthreads();
+    start(params, thread, shared, state);
+    const int chunks = chunks_of(params.shape, shared);
+    if (chunks > 0) write_row(params, 0, thread, shared);
+    __syncthreads();
+    if (chunks > 0) load(params, 0, thread, shared);
+    if (chunks > 1) write_row(params, 1, thread, shared);
+    for (int chunk = 0; chunk < chunks; ++chunk) {
+      wait_copies();
+      __syncthreads();
+      advance(params, chunk, chunks, thread, shared, state);
+    }
+    for (int slice = 0; slice < 1 << params.shape.slices_log2; ++slice) {
+      __syncthreads();
+      collect(params.shape, slice, thread, shared, state);
+    }
+    __syncthreads();
+    store(params, thread, shared);
+  }
+#endif
+};
+
+}  // namespace convt

@@ -1,0 +1,58 @@
+#include <type_traits>
+
+#include "kernel/depthwise.hpp"
+#include "launch/depthwise.hpp"
+#include "launch/device_kernel.cuh"
+
+namespace convt {
+namespace {
+
+template <class S, class Use>
+void use_kernel(DepthwiseLanes lanes, const Use& use) {
+  switch (lanes) {
+    case DepthwiseLanes::rows:
+      return use(std::type_identity<DepthwiseRows<S>>{});
+    case DepthwiseLanes::channels:
+      return use(std::type_identity<DepthwiseChannels<S, 1>>{});
+    case DepthwiseLanes::channel_vectors:
+      return use(std::type_identity<DepthwiseChannels<S, kPacked<S>>>{});
+  }
+}
+
+// Calls `use` with the type of the kernel.
+template <class Use>
+void use_kernel(DType dtype, DepthwiseLanes lanes, const Use& use) {
+  switch (dtype) {
+    case DType::float32:
+      return use_kernel<float>(lanes, use);
+    case DType::float64:
+      return use_kernel<double>(lanes, use);
+    case DType::float16:
+      return use_kernel<Float16>(lanes, use);
+    case DType::bfloat16:
+      return use_kernel<BFloat16>(lanes, use);
+  }
+}
+
+}  // namespace
+
+void launch_depthwise(const DepthwisePlan& plan, const ForwardPointers& pointers) {
+  const auto odd = [](const void* pointer) { return reinterpret_cast<std::uintptr_t>(pointer) % 16 != 0; };
+  const DepthwiseLaunch& chosen = odd(pointers.input) || odd(pointers.output) ? plan.unaligned : plan.launch;
+  use_kernel(plan.dtype, chosen.lanes, [&](auto kernel) {
+    launch_kernel<typename decltype(kernel)::type>(
+        dim3(unsigned(chosen.grid)), chosen.threads, chosen.shared_bytes, pointers.stream,
+        {chosen.shape, {pointers.input, pointers.filter, pointers.bias, pointers.output}},
+        "launching the depthwise kernel");
+  });
+}
+
+const void* depthwise_function(const DepthwisePlan& plan) {
+  const void* function = nullptr;
+  use_kernel(plan.dtype, plan.launch.lanes, [&](auto kernel) {
+    function = reinterpret_cast<const void*>(&device_kernel<typename decltype(kernel)::type>);
+  });
+  return function;
+}
+
+}  // namespace convt

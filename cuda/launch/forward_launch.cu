@@ -1,0 +1,64 @@
+#include "launch/forward_launch.hpp"
+
+#include "launch/cuda_check.hpp"
+
+namespace convt {
+namespace {
+
+class DeviceGuard {
+ public:
+  explicit DeviceGuard(int device) {
+    cuda_check(cudaGetDevice(&previous_), "asking for the current device");
+    if (device == previous_) return;
+    cuda_check(cudaSetDevice(device), "switching to the tensors' device");
+    switched_ = true;
+  }
+  ~DeviceGuard() {
+    if (switched_) cudaSetDevice(previous_);
+  }
+  DeviceGuard(const DeviceGuard&) = delete;
+  DeviceGuard& operator=(const DeviceGuard&) = delete;
+
+ private:
+  int previous_ = 0;
+  bool switched_ = false;
+};
+
+void launch(const GemmPlan& plan, const ForwardPointers& pointers) { launch_gemm(plan, pointers); }
+void launch(const DepthwisePlan& plan, const ForwardPointers& pointers) { launch_depthwise(plan, pointers); }
+void launch(const SimtPlan& plan, const ForwardPointers& pointers) { launch_simt(plan, pointers); }
+
+KernelResources resources_of(const void* function) {
+  cudaFuncAttributes attributes;
+  cuda_check(cudaFuncGetAttributes(&attributes, function), "reading the resources of a kernel");
+  return {attributes.numRegs, int(attributes.localSizeBytes)};
+}
+KernelResources resources_of(const GemmPlan& plan) { return gemm_resources(plan); }
+KernelResources resources_of(const DepthwisePlan& plan) { return resources_of(depthwise_function(plan)); }
+KernelResources resources_of(const SimtPlan& plan) { return resources_of(simt_function(plan)); }
+
+// Whether there is a GPU, and kernels for it.
+bool has_kernels() {
+  constexpr int oldest = 8;   // major compute capability
+  int device = 0, major = 0;
+  if (cudaGetDevice(&device) == cudaSuccess &&
+      cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess) {
+    return major >= oldest;
+  }
+  cudaGetLastError();   // no driver is an answer, not an error that the next call should report
+  return false;
+}
+
+}  // namespace
+
+void launch_forward(const ForwardPlan& plan, const ForwardPointers& pointers, int device) {
+  const DeviceGuard guard(device);
+  std::visit([&](const auto& chosen) { launch(chosen, pointers); }, plan.chosen);
+}
+
+std::optional<KernelResources> forward_resources(const ForwardPlan& plan) {
+  if (!has_kernels()) return std::nullopt;
+  return std::visit([](const auto& chosen) { return resources_of(chosen); }, plan.chosen);
+}
+
+}  // namespace convt

@@ -1,0 +1,107 @@
+#include "launch/forward_plan.hpp"
+
+#include <algorithm>
+#include <iterator>
+#include <stdexcept>
+
+namespace convt {
+namespace {
+
+constexpr const char* kGemm = "implicit_gemm";
+constexpr const char* kDepthwise = "depthwise";
+constexpr const char* kSimt = "simt";
+// In the order of ForwardPlan::chosen.
+constexpr const char* kFamilies[] = {kGemm, kDepthwise, kSimt};
+static_assert(std::size(kFamilies) == std::variant_size_v<decltype(ForwardPlan::chosen)>, "a name per family");
+
+std::string config_of(const GemmPlan& plan) { return plan.name(); }
+std::string config_of(const DepthwisePlan& plan) { return plan.config; }
+std::string config_of(const SimtPlan& plan) { return plan.config; }
+
+std::int64_t workspace_of(const GemmPlan& plan) { return plan.workspace_bytes; }
+std::int64_t workspace_of(const DepthwisePlan&) { return 0; }
+std::int64_t workspace_of(const SimtPlan&) { return 0; }
+
+double time_of(const GemmPlan& plan) { return plan.cost.total; }
+double time_of(const DepthwisePlan& plan) { return plan.launch.cost.total(); }
+double time_of(const SimtPlan& plan) { return plan.cost.total(); }
+
+// Puts a candidate on the list, and in the plan when none before it is as fast.
+template <class Plan>
+void consider(ForwardPlan& best, bool& found, const std::string& name, std::variant<Plan, std::string> planned) {
+  if (const auto* reason = std::get_if<std::string>(&planned)) {
+    best.candidates.push_back({name, 0, *reason});
+    return;
+  }
+  Plan& plan = std::get<Plan>(planned);
+  const double time = time_of(plan);
+  best.candidates.push_back({name, time, ""});
+  if (found && time >= best.predicted_us()) return;
+  best.chosen = std::move(plan);
+  found = true;
+}
+
+void require_known(const std::string& forced) {
+  std::string legal;
+  const auto is = [&](const std::string& name) {
+    legal += (legal.empty() ? "" : ", ") + name;
+    return forced == name;
+  };
+  if (std::any_of(std::begin(kFamilies), std::end(kFamilies), is)) return;
+  const auto& configs = gemm_configs();
+  if (std::any_of(configs.begin(), configs.end(), [&](const TileConfig& config) { return is(name_of(config)); }))
+    return;
+  throw std::invalid_argument("kernel: " + forced + "; legal are " + legal);
+}
+
+// Candidates that share a reason share its mention: "simt: ...; 64x256p4, 128x128p4: ...".
+std::string reasons_of(const std::vector<ForwardCandidate>& candidates) {
+  std::vector<std::pair<std::string, std::string>> names_of;   // by reason
+  for (const ForwardCandidate& candidate : candidates) {
+    const auto same = std::find_if(names_of.begin(), names_of.end(),
+                                   [&](const auto& entry) { return entry.first == candidate.reason; });
+    if (same != names_of.end()) {
+      same->second += ", " + candidate.name;
+    } else {
+      names_of.push_back({candidate.reason, candidate.name});
+    }
+  }
+  if (names_of.size() == 1) return names_of[0].first;
+  std::string told;
+  for (const auto& [reason, names] : names_of) told += (told.empty() ? "" : "; ") + names + ": " + reason;
+  return told;
+}
+
+}  // namespace
+
+const char* ForwardPlan::kernel() const { return kFamilies[chosen.index()]; }
+std::string ForwardPlan::config() const {
+  return std::visit([](const auto& plan) { return config_of(plan); }, chosen);
+}
+std::int64_t ForwardPlan::workspace_bytes() const {
+  return std::visit([](const auto& plan) { return workspace_of(plan); }, chosen);
+}
+double ForwardPlan::predicted_us() const {
+  return std::visit([](const auto& plan) { return time_of(plan); }, chosen);
+}
+
+ForwardPlan plan_forward(const ForwardRequest& request, const DeviceTraits& device,
+                         const std::optional<std::string>& forced) {
+  if (forced) require_known(*forced);
+  const auto wanted = [&](const std::string& name) { return !forced || *forced == name; };
+  ForwardPlan best;
+  best.request = request;
+  best.device = device;
+  bool found = false;
+  for (const TileConfig& config : gemm_configs()) {
+    const std::string name = name_of(config);
+    if (wanted(kGemm) || wanted(name)) consider(best, found, name, plan_gemm(request, device, config));
+  }
+  if (wanted(kDepthwise)) consider(best, found, kDepthwise, plan_depthwise(request, device));
+  if (wanted(kSimt)) consider(best, found, kSimt, plan_simt(request, device));
+  if (found) return best;
+  const std::string what = forced ? "kernel " + *forced + " cannot compute this problem: " : "no kernel can: ";
+  throw std::invalid_argument(what + reasons_of(best.candidates));
+}
+
+}  // namespace convt

@@ -1,0 +1,121 @@
+#include "launch/gemm_launch.hpp"
+
+#include <algorithm>
+#include <cstring>
+#include <stdexcept>
+
+#include "launch/cuda_check.hpp"
+
+namespace convt {
+namespace {
+
+// Tables travel as parameters of the packing kernel: nothing to allocate, to copy or to wait for.
+template <int kBytes>
+struct Carried {
+  alignas(16) char bytes[kBytes];
+};
+constexpr int kSmallTables = 3072;
+constexpr int kLargeTables = 24 << 10;
+
+__device__ void clear_counters(const PackParams& params, std::int64_t thread, std::int64_t threads) {
+  for (std::int64_t counter = thread; counter < params.counters; counter += threads) params.arrived[counter] = 0;
+}
+
+template <int kBytes>
+__global__ void __launch_bounds__(PackFilter::kThreads)
+    pack_filter(const __grid_constant__ PackParams params, const __grid_constant__ Carried<kBytes> carried) {
+  const std::int64_t thread = std::int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
+  const std::int64_t threads = std::int64_t(gridDim.x) * blockDim.x;
+  for (std::int64_t at = thread * 16; at < params.table.bytes; at += threads * 16) {
+    *reinterpret_cast<uint4*>(params.tables + at) = *reinterpret_cast<const uint4*>(carried.bytes + at);
+  }
+  clear_counters(params, thread, threads);
+  for (std::int64_t unit = thread; unit < params.units; unit += threads) {
+    PackFilter::unit(params, carried.bytes, unit);
+  }
+}
+
+// For tables that no parameter list holds: first they, piece by piece, then the filter.
+__global__ void __launch_bounds__(PackFilter::kThreads)
+    carry_tables(char* target, std::int32_t bytes, const __grid_constant__ Carried<kLargeTables> carried) {
+  for (std::int32_t at = threadIdx.x * 16; at < bytes; at += blockDim.x * 16) {
+    *reinterpret_cast<uint4*>(target + at) = *reinterpret_cast<const uint4*>(carried.bytes + at);
+  }
+}
+
+__global__ void __launch_bounds__(PackFilter::kThreads) pack_filter_in_place(const __grid_constant__ PackParams params) {
+  const std::int64_t thread = std::int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
+  const std::int64_t threads = std::int64_t(gridDim.x) * blockDim.x;
+  clear_counters(params, thread, threads);
+  for (std::int64_t unit = thread; unit < params.units; unit += threads) PackFilter::unit(params, params.tables, unit);
+}
+
+void launch(const void* function, std::int64_t grid, int threads, std::int64_t shared, void** arguments, void* stream,
+            const char* what) {
+  cuda_check(cudaLaunchKernel(function, dim3(unsigned(grid)), dim3(threads), arguments, shared,
+                              static_cast<cudaStream_t>(stream)),
+             what);
+}
+
+template <int kBytes>
+void pack_carried(const GemmPlan& plan, PackParams& params, std::int64_t grid, void* stream) {
+  Carried<kBytes> carried;
+  std::memcpy(carried.bytes, plan.tables.data(), plan.tables.size());
+  void* arguments[] = {&params, &carried};
+  launch(reinterpret_cast<const void*>(&pack_filter<kBytes>), grid, PackFilter::kThreads, 0, arguments, stream,
+         "launching the filter's packing");
+}
+
+void launch_pack(const GemmPlan& plan, PackParams params, void* stream) {
+  constexpr std::int64_t most = 132 * 16;
+  const std::int64_t grid = std::clamp<std::int64_t>(ceil_div(params.units, PackFilter::kThreads), 1, most);
+  if (plan.tables.size() <= kSmallTables) return pack_carried<kSmallTables>(plan, params, grid, stream);
+  if (plan.tables.size() <= kLargeTables) return pack_carried<kLargeTables>(plan, params, grid, stream);
+  for (std::size_t at = 0; at < plan.tables.size(); at += kLargeTables) {
+    Carried<kLargeTables> carried;
+    std::int32_t bytes = std::int32_t(std::min<std::size_t>(kLargeTables, plan.tables.size() - at));
+    std::memcpy(carried.bytes, plan.tables.data() + at, bytes);
+    char* target = params.tables + at;
+    void* arguments[] = {&target, &bytes, &carried};
+    launch(reinterpret_cast<const void*>(&carry_tables), 1, PackFilter::kThreads, 0, arguments, stream,
+           "launching the tables' copy");
+  }
+  void* arguments[] = {&params};
+  launch(reinterpret_cast<const void*>(&pack_filter_in_place), grid, PackFilter::kThreads, 0, arguments, stream,
+         "launching the filter's packing");
+}
+
+// A kernel may use more than 48 KB of shared memory only after this, on every device.
+void allow_shared(const void* function, std::int64_t bytes) {
+  cuda_check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes)),
+             "raising the shared memory of the implicit GEMM");
+}
+
+}  // namespace
+
+GemmKernel find_gemm_kernel(const TileConfig& config, Operand operand) {
+#define CONVT_CONFIG(...) \
+  if (config == TileConfig{__VA_ARGS__}) return gemm_kernel<TileConfig{__VA_ARGS__}>(operand);
+#include "config/configs.def"
+#undef CONVT_CONFIG
+  throw std::runtime_error("no kernel was compiled for configuration " + name_of(config));
+}
+
+void launch_gemm(const GemmPlan& plan, const ForwardPointers& pointers) {
+  GemmLaunch call = bind(plan, pointers);
+  launch_pack(plan, call.pack, pointers.stream);
+  const void* function = find_gemm_kernel(plan.config, plan.operand).function;
+  allow_shared(function, call.gemm.shared.bytes);
+  void* arguments[] = {&call.gemm};
+  launch(function, plan.grid, plan.config.threads(), call.gemm.shared.bytes, arguments, pointers.stream,
+         "launching the implicit GEMM");
+}
+
+KernelResources gemm_resources(const GemmPlan& plan) {
+  cudaFuncAttributes attributes;
+  cuda_check(cudaFuncGetAttributes(&attributes, find_gemm_kernel(plan.config, plan.operand).function),
+             "reading the resources of the implicit GEMM");
+  return {attributes.numRegs, int(attributes.localSizeBytes)};
+}
+
+}  // namespace convt

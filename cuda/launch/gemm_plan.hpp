@@ -1,0 +1,57 @@
+#pragma once
+
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "collective/gemm_params.hpp"
+#include "kernel/pack_filter.hpp"
+#include "geometry/tap_table.hpp"
+#include "launch/request.hpp"
+
+namespace convt {
+
+// The time of a launch, term by term; the largest of the first five binds. All in microseconds.
+struct GemmCost {
+  double tensor = 0, shared = 0, issue = 0, l2 = 0, memory = 0;
+  double total = 0;
+  double bytes = 0;                 // through L2
+  const char* bound() const;
+};
+
+// How one configuration computes one problem. Pointers in the parameters are null until a launch fills them in.
+struct GemmPlan {
+  TileConfig config{};
+  Operand operand{};
+  GemmParams params{};
+  PackParams pack{};
+  std::vector<char> tables;
+  std::int64_t grid = 0;
+  std::int64_t workspace_bytes = 0;
+  std::int64_t filter_offset = 0;   // in the workspace; the tables are at 0
+  std::int64_t arrived_offset = 0;
+  std::int64_t partial_offset = 0;
+  std::array<Origin, kAxes> origin{};
+  GemmCost cost;
+
+  std::string name() const;
+};
+
+// Configurations in the order of configs.def, and their names, such as 64x256p4.
+const std::vector<TileConfig>& gemm_configs();
+std::string name_of(const TileConfig& config);
+
+Operand operand_of(DType dtype, Precision precision);   // dtype is not float64
+
+// The best plan of a configuration, or why it has none.
+std::variant<GemmPlan, std::string> plan_gemm(const ForwardRequest& request, const DeviceTraits& device,
+                                              const TileConfig& config);
+
+// Fills the pointers of a call in.
+struct GemmLaunch {
+  GemmParams gemm;
+  PackParams pack;
+};
+GemmLaunch bind(const GemmPlan& plan, const ForwardPointers& pointers);
+
+}  // namespace convt

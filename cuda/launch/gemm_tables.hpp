@@ -1,0 +1,66 @@
+#pragma once
+
+#include <array>
+#include <vector>
+
+#include "collective/gemm_params.hpp"
+#include "geometry/tap_table.hpp"
+
+namespace convt {
+
+using Origins = std::array<Origin, kAxes>;
+
+// A tile's extents in q positions: N, D, H, W.
+struct TileBox {
+  std::int32_t tile[kTileAxes];
+  std::int64_t positions() const { return std::int64_t(tile[0]) * tile[1] * tile[2] * tile[3]; }
+};
+
+// One phase block and its shifts, before a tile's box is chosen.
+struct BlockShifts {
+  PhaseBlock block{};
+  std::vector<std::int16_t> slots;         // [outer_count][w_count]
+  std::vector<std::int32_t> phases;        // [slots]
+  std::vector<ShiftRecord> shifts;         // without pixel offsets
+  std::int32_t low[kAxes];                 // span of the shifts, D, H, W
+  std::int32_t high[kAxes];
+  std::int64_t row_tiles = 0;              // row tiles with a tap, summed over the shifts
+};
+
+// Phase blocks of at most rows / block_channels phases, in output order; W phases are cut only where they do not fit.
+std::vector<BlockShifts> block_shifts(const Problem& problem, const Origins& origin, std::int32_t rows,
+                                      std::int32_t block_channels);
+
+// The patch of a box under a span of shifts. Pitches keep ldmatrix free of bank conflicts where that is cheap.
+struct PatchShape {
+  std::int32_t extent[kTileAxes];
+  std::int32_t pitch[kTileAxes];
+  std::int64_t pixels;
+  double conflicts;                        // factor on the reads
+};
+PatchShape patch_shape(const TileBox& box, const std::int32_t (&low)[kAxes], const std::int32_t (&high)[kAxes]);
+
+// Cuts the shifts of a block into groups whose patch has at most `capacity` pixels, reordering them. Shift indices of the
+// groups are relative to the block. Empty when a single shift does not fit.
+std::vector<ShiftGroup> group_shifts(BlockShifts& block, const TileBox& box, std::int64_t capacity);
+
+// What the kernels read: all blocks' tables side by side.
+struct GemmTables {
+  std::vector<char> bytes;
+  TableLayout layout{};
+  std::int32_t steps = 0;                  // shifts of all blocks
+  std::int32_t most_pixels = 0;            // of any group's patch
+  std::int32_t most_phases = 0;            // of any block, empty ones included
+};
+// How the epilogue leaves: the plan's say.
+struct Leaving {
+  int vector;                              // output elements in 16 bytes
+  int threads;
+  std::int32_t block_channels;
+  std::int64_t channel_stride;             // of the output, elements
+  bool channels_inner;                     // stores run along channels, not along W
+};
+GemmTables gemm_tables(std::vector<BlockShifts> blocks, const TileBox& box, std::int64_t capacity,
+                       const Leaving& leaving);
+
+}  // namespace convt

@@ -1,0 +1,41 @@
+#pragma once
+
+#include <string>
+#include <variant>
+
+#include "kernel/simt_setup.hpp"
+#include "launch/direct_cost.hpp"
+#include "launch/request.hpp"
+
+namespace convt {
+
+struct SimtPlan {
+  SimtShape shape{};
+  DType dtype = DType::float32;
+  std::int64_t grid = 0;             // thread blocks; x and y of the launch follow from it
+  int threads = 0;                   // per block
+  std::int64_t shared_bytes = 0;     // per block, dynamic
+  std::string config;                // channels x pixels x slices: "64x128x1"
+  DirectCost cost;
+  std::int64_t bytes_predicted = 0;  // from and to memory
+};
+
+// The plan, or why this family cannot do it: only absurd sizes.
+std::variant<SimtPlan, std::string> plan_simt(const ForwardRequest& request, const DeviceTraits& device);
+
+// Thread blocks along x and y, grid in all or a few more.
+struct SimtGrid {
+  std::uint32_t x, y;
+};
+constexpr SimtGrid simt_grid(std::int64_t blocks) {
+  const std::int64_t y = ceil_div(blocks, (1LL << 31) - 1);
+  return {std::uint32_t(ceil_div(blocks, y)), std::uint32_t(y)};
+}
+
+// On the current device; asynchronous. Throws std::runtime_error.
+void launch_simt(const SimtPlan& plan, const ForwardPointers& pointers);
+
+// The kernel, for the CUDA runtime.
+const void* simt_function(const SimtPlan& plan);
+
+}  // namespace convt

@@ -1,0 +1,115 @@
+#include "simulator/run_direct.hpp"
+
+#include <cstring>
+#include <vector>
+
+namespace convt::simulator {
+namespace {
+
+// Between two barriers every thread of a block runs, in either order.
+template <class Visit>
+void each_thread(const DirectRun& run, Visit visit) {
+  for (int i = 0; i < run.threads; ++i) visit(run.backwards ? run.threads - 1 - i : i);
+}
+
+class SharedMemory {
+ public:
+  explicit SharedMemory(std::int64_t bytes) : vectors_((bytes + 15) / 16) {}
+  // All ones are a NaN in every type, and an index that no table has.
+  char* poisoned() {
+    std::memset(vectors_.data(), 0xff, vectors_.size() * sizeof(Vector16));
+    return reinterpret_cast<char*>(vectors_.data());
+  }
+
+ private:
+  std::vector<Vector16> vectors_;
+};
+
+template <class Kernel>
+void run_depthwise_kernel(const DirectRun& run, const DepthwiseShape& shape, const DirectOperands& data) {
+  const typename Kernel::Params params{shape, data};
+  SharedMemory memory(run.shared_bytes);
+  for (std::int64_t block = 0; block < run.blocks; ++block) {
+    char* const shared = memory.poisoned();
+    const auto index = std::int32_t(block);
+    each_thread(run, [&](int thread) { Kernel::load(params, index, thread, run.threads, shared); });
+    each_thread(run, [&](int thread) { Kernel::compute(params, index, thread, shared); });
+  }
+}
+
+template <class S>
+void run_depthwise_type(const DirectRun& run, DepthwiseKind kind, const DepthwiseShape& shape,
+                        const DirectOperands& data) {
+  switch (kind) {
+    case DepthwiseKind::rows:
+      return run_depthwise_kernel<DepthwiseRows<S>>(run, shape, data);
+    case DepthwiseKind::channels:
+      return run_depthwise_kernel<DepthwiseChannels<S, 1>>(run, shape, data);
+    case DepthwiseKind::channel_vectors:
+      return run_depthwise_kernel<DepthwiseChannels<S, kPacked<S>>>(run, shape, data);
+  }
+}
+
+// The order of Simt::operator().
+template <class S>
+void run_simt_kernel(const DirectRun& run, const SimtShape& shape, const DirectOperands& data) {
+  using Kernel = Simt<S>;
+  const typename Kernel::Params params{shape, data};
+  SharedMemory memory(run.shared_bytes);
+  std::vector<typename Kernel::Thread> states(run.threads);
+  for (std::int64_t block = 0; block < run.blocks; ++block) {
+    char* const shared = memory.poisoned();
+    each_thread(run, [&](int thread) { Kernel::find_taps(shape, block, thread, shared); });
+    each_thread(run, [&](int thread) { Kernel::find_grid(shape, thread, shared); });
+    if (Kernel::is_idle(shape, shared)) continue;
+    each_thread(run, [&](int thread) { Kernel::clip_taps(shape, thread, shared); });
+    int chunks = 0;
+    each_thread(run, [&](int thread) {
+      Kernel::start(params, thread, shared, states[thread]);
+      chunks = Kernel::chunks_of(shape, shared);
+      if (chunks > 0) Kernel::write_row(params, 0, thread, shared);
+    });
+    each_thread(run, [&](int thread) {
+      if (chunks > 0) Kernel::load(params, 0, thread, shared);
+      if (chunks > 1) Kernel::write_row(params, 1, thread, shared);
+    });
+    for (int chunk = 0; chunk < chunks; ++chunk) {
+      each_thread(run, [&](int thread) { Kernel::advance(params, chunk, chunks, thread, shared, states[thread]); });
+    }
+    for (int slice = 0; slice < 1 << shape.slices_log2; ++slice) {
+      each_thread(run, [&](int thread) { Kernel::collect(shape, slice, thread, shared, states[thread]); });
+    }
+    each_thread(run, [&](int thread) { Kernel::store(params, thread, shared); });
+  }
+}
+
+}  // namespace
+
+void run_depthwise(const DirectRun& run, DType dtype, DepthwiseKind kind, const DepthwiseShape& shape,
+                   const DirectOperands& data) {
+  switch (dtype) {
+    case DType::float32:
+      return run_depthwise_type<float>(run, kind, shape, data);
+    case DType::float64:
+      return run_depthwise_type<double>(run, kind, shape, data);
+    case DType::float16:
+      return run_depthwise_type<Float16>(run, kind, shape, data);
+    case DType::bfloat16:
+      return run_depthwise_type<BFloat16>(run, kind, shape, data);
+  }
+}
+
+void run_simt(const DirectRun& run, DType dtype, const SimtShape& shape, const DirectOperands& data) {
+  switch (dtype) {
+    case DType::float32:
+      return run_simt_kernel<float>(run, shape, data);
+    case DType::float64:
+      return run_simt_kernel<double>(run, shape, data);
+    case DType::float16:
+      return run_simt_kernel<Float16>(run, shape, data);
+    case DType::bfloat16:
+      return run_simt_kernel<BFloat16>(run, shape, data);
+  }
+}
+
+}  // namespace convt::simulator

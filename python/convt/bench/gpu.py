@@ -1,0 +1,331 @@
+"""One problem on one machine: convt against PyTorch's defaults and best settings, judged, then timed in turns."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import convt
+from convt import _C, plan
+from convt.bench import machine, rivals
+from convt.bench.judge import OPERATORS, Judge
+from convt.bench.measure import Apart, Timing, interleaved
+from convt.bench.record import Line
+from convt.bench.rivals import Candidate
+from convt.bench.roofline import Ceilings
+from convt.problem import Problem
+from convt.testing import describe
+
+LAYOUTS = ("contiguous", "channels_last")
+RIVALS = ("all", "eager", "none")
+AUTO = "auto"  # among configurations: the plan's own choice
+
+# PyTorch's rough times, per problem, direction and precision.
+Screened = dict[tuple[str, str, str], list[Candidate]]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to measure."""
+
+    device: str = "cuda"
+    backend: str = "native"
+    rivals: str = "all"
+    shrunk: bool = False
+    quick: bool = False
+    seconds: float = 0.5  # for all rivals of a case together
+
+    @property
+    def turns(self) -> int:
+        """The least number of turns, whatever they cost."""
+        return 3 if self.quick else 10
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is measured together: PyTorch, and one line of convt for each of `configs`."""
+
+    name: str
+    problem: Problem
+    direction: str
+    precision: str
+    layout: str
+    configs: tuple[str, ...] = (AUTO,)
+
+    @property
+    def operators(self) -> tuple[str, ...]:
+        return OPERATORS[self.direction]
+
+    def lines(self, options: Options) -> list[Line]:
+        """The lines to be filled, with everything that is known beforehand."""
+        gpu = options.device == "cuda"
+        return [
+            Line(
+                suite="kernelbench",
+                problem=self.name,
+                name=describe(self.problem),
+                direction=self.direction,
+                precision=self.precision,
+                layout=self.layout,
+                device=machine.device_name(options.device),
+                driver=machine.driver() if gpu else None,
+                torch=torch.__version__,
+                cuda=torch.version.cuda,
+                cudnn=torch.backends.cudnn.version() if gpu else None,  # type: ignore[no-untyped-call]
+                commit=machine.commit(),
+                backend=options.backend,
+                forced=None if config == AUTO else config,
+                rivals=options.rivals,
+                shrunk=options.shrunk,
+                quick=options.quick,
+            )
+            for config in self.configs
+        ]
+
+
+def is_native_possible(device: str) -> bool:
+    """Whether convt's own code computes on this device."""
+    if device == "cpu":
+        return True
+    built = _C.build_info()["cuda"] is not None and hasattr(_C, "cuda_forward")
+    return built and torch.cuda.get_device_capability() >= plan.LEAST_CAPABILITY
+
+
+def is_lost(device: str) -> bool:
+    """Whether the GPU refuses everything after an error: only a new process can go on then."""
+    try:
+        if device == "cuda":
+            torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False
+
+
+def measure(
+    case: Case,
+    options: Options,
+    ceilings: Ceilings,
+    *,
+    screened: Screened | None = None,
+    stage: Callable[[str], None] = lambda what: None,
+) -> list[Line]:
+    """Judge and time one case. What fails leaves its error in the line.
+
+    After an error that takes the GPU with it (`is_lost`), only the lines that are to blame come back.
+
+    Args:
+        screened: keeps PyTorch's rough times for the next layout of the same problem.
+        stage: is told what runs next: "torch ...", "convt CONFIG" or "turns".
+    """
+    lines = case.lines(options)
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(convt.backend(options.backend))
+            if case.precision in convt.settings.PRECISIONS:
+                stack.enter_context(convt.precision(case.precision))
+            stack.enter_context(rivals.switches(None, False))
+            return _measure(case, options, ceilings, {} if screened is None else screened, stage, lines)
+    except Exception as error:  # no memory for the operands, or a failure in the turns: nobody knows whose
+        text = rivals.said(error)
+        return [replace(line, ok=False, error=text) for line in lines]
+    finally:
+        gc.collect()
+        if options.device == "cuda":
+            with suppress(RuntimeError):
+                torch.cuda.empty_cache()
+
+
+def _measure(
+    case: Case,
+    options: Options,
+    ceilings: Ceilings,
+    screened: Screened,
+    stage: Callable[[str], None],
+    lines: list[Line],
+) -> list[Line]:
+    device = options.device
+    stage("torch making operands")
+    operands = rivals.Operands(case.problem, rivals.DTYPES[case.precision], device, case.direction)
+    judge = Judge(case.problem, case.direction, operands.at(case.layout))
+    facts: dict[str, Any] = {}
+    racing: dict[str, Apart] = {}
+
+    theirs = None
+    if options.rivals != "none":
+        stage("torch eager")
+        eager = Apart(operands.torch_call(case.layout), partial(rivals.switches, None, False))
+        first = _first(eager, device)
+        facts |= {"eager_error": first.error, "eager_peak_bytes": first.peak_bytes}
+        if first.results is not None:
+            racing["eager"], theirs = eager, first.results
+            facts["eager_max_error"] = judge.error(theirs)
+            facts["eager_rounding"], facts["eager_rounding_rms"] = judge.rounding(theirs) or (None, None)
+        del first
+    best = _best(case, operands, device, screened, stage, facts) if options.rivals == "all" else None
+    if best is not None:
+        racing["best"] = rivals.rival(operands, case.precision, best)
+    if is_lost(device):
+        return [replace(line, **facts, error="the GPU was lost in PyTorch") for line in lines]
+
+    function = getattr(convt, f"conv_transpose{case.problem.rank}d")
+    compute = operands.call(function, case.layout)
+    for index, config in enumerate(case.configs):
+        stage(f"convt {config}")
+        call = Apart(compute, partial(_forced, config))
+        _poison(case, device)
+        first = _first(call, device)
+        lines[index] = replace(lines[index], **facts, error=first.error, peak_bytes=first.peak_bytes)
+        if is_lost(device):
+            return lines[index : index + 1]
+        if first.results is not None:
+            racing[config] = call
+            found = _found(case, options, config, operands, first.results, judge, theirs)
+            lines[index] = replace(lines[index], **found)
+        del first
+    del theirs
+
+    stage("turns")
+    times: dict[str, Timing] = {}
+    if racing:
+        calls = list(racing.values())
+        timings = interleaved(calls, seconds=options.seconds, device=device, least_turns=options.turns)
+        times = dict(zip(racing, timings, strict=True))
+    return [_timed(case, line, config, times, best, ceilings) for line, config in zip(lines, case.configs, strict=True)]
+
+
+# ---- PyTorch -----------------------------------------------------------------------------------------------------
+
+
+def _best(
+    case: Case,
+    operands: rivals.Operands,
+    device: str,
+    screened: Screened,
+    stage: Callable[[str], None],
+    facts: dict[str, Any],
+) -> Candidate | None:
+    key = (case.name, case.direction, case.precision)
+    if key not in screened:
+        screened.clear()
+        screened[key] = rivals.screen(operands, case.precision, device=device, stage=stage)
+    searches = [candidate.first_call_s for candidate in screened[key] if candidate.first_call_s is not None]
+    facts["candidates"] = [asdict(candidate) for candidate in screened[key]]
+    facts["benchmark_first_call_s"] = max(searches, default=None)
+    return rivals.best(screened[key])
+
+
+# ---- convt -------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _First:
+    """The first calls of one rival: its results, the memory it took, or what it said."""
+
+    results: Sequence[Tensor] | None = None
+    peak_bytes: int | None = None
+    error: str | None = None
+
+
+def _first(call: Callable[[], Any], device: str) -> _First:
+    try:
+        results = call()
+        if device != "cuda":
+            return _First(results)
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        torch.cuda.synchronize()
+        return _First(results, torch.cuda.max_memory_allocated() - before)
+    except Exception as error:
+        return _First(error=rivals.said(error))
+
+
+@contextmanager
+def _forced(config: str) -> Iterator[None]:
+    with nullcontext() if config == AUTO else plan.forced_kernel(config):
+        yield
+
+
+def _poison(case: Case, device: str) -> None:
+    """What the next output is made of is NaN, so that a forgotten element shows."""
+    if device == "cuda":
+        torch.cuda.empty_cache()
+        torch.empty(case.problem.output_size, dtype=rivals.DTYPES[case.precision], device=device).fill_(torch.nan)
+
+
+def _found(
+    case: Case,
+    options: Options,
+    config: str,
+    operands: rivals.Operands,
+    results: Sequence[Tensor],
+    judge: Judge,
+    theirs: Sequence[Tensor] | None,
+) -> dict[str, Any]:
+    """What the results of one configuration tell, and who computed them."""
+    place = torch.device("cuda", torch.cuda.current_device()) if options.device == "cuda" else torch.device("cpu")
+    dtype, last = results[0].dtype, case.layout == "channels_last"
+    natives = [
+        plan.plan(case.problem, operator, dtype, place, last and operator != "grad_weight", options.backend).backend
+        == "native"
+        for operator in case.operators
+    ]
+    complaint = judge.complaint(results, case.precision, native=natives, other=theirs)
+    rounding = judge.rounding(results)
+    found = {
+        "ok": complaint is None,
+        "error": complaint,
+        "max_error": judge.error(results),
+        "rounding": None if rounding is None else rounding[0],
+        "kernel": None if natives[0] else "aten",
+    }
+    if natives[0] and options.device == "cuda":
+        input, weight = operands.at(case.layout)[:2]
+        strides = input.stride(), weight.stride(), None, results[0].stride()
+        precision = case.precision if dtype is torch.float32 else "ieee"
+        forced = None if config == AUTO else config
+        made = plan.cuda_plan_of_call(case.problem, dtype, place, strides, precision, forced)
+        found |= {"kernel": made.kernel, "config": made.config, "predicted_us": made.predicted_us}
+    return found
+
+
+# ---- a line ------------------------------------------------------------------------------------------------------
+
+
+def _timed(
+    case: Case, line: Line, config: str, times: dict[str, Timing], best: Candidate | None, ceilings: Ceilings
+) -> Line:
+    itemsize = rivals.DTYPES[case.precision].itemsize
+    flops = 2 * case.problem.macs * len(case.operators)
+    bytes = machine.operator_bytes(case.problem, itemsize)
+    if case.direction == "forward_backward":
+        bytes += machine.backward_bytes(case.problem, itemsize)
+    facts: dict[str, Any] = {
+        "roofline_us": ceilings.microseconds(flops, bytes, case.precision),
+        "roofline_tflops": ceilings.rate(case.precision) * 1e-12,
+        "roofline_gbs": ceilings.copy * 1e-9,
+    }
+    if "eager" in times:
+        facts |= _microseconds("eager_us", times["eager"])
+    if best is not None:
+        fastest, facts["best_setting"] = times["best"], best.setting
+        if rivals.is_default_allowed(case.precision) and "eager" in times and times["eager"].median < fastest.median:
+            fastest, facts["best_setting"] = times["eager"], f"eager {case.layout}"
+        facts |= _microseconds("best_us", fastest)
+    if config in times:
+        us = times[config].median * 1e6
+        facts |= _microseconds("us", times[config])
+        facts |= {"turns": times[config].turns, "tflops": flops / us * 1e-6, "gbs": bytes / us * 1e-3}
+    return replace(line, **facts)
+
+
+def _microseconds(name: str, timing: Timing) -> dict[str, float]:
+    return {name: timing.median * 1e6, f"{name}_p20": timing.low * 1e6, f"{name}_p80": timing.high * 1e6}

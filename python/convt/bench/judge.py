@@ -1,0 +1,74 @@
+"""Whether results are right: the definition in float64 at sampled positions, and agreement everywhere."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from convt.problem import Problem
+from convt.testing import ROUNDINGS, closest, sample
+
+# Tensor cores cut off what they add: an error that grows with the number of products, not with its root. A product that
+# is missing shows a hundred times more.
+_SLACK = 4.0
+
+OPERATORS = {"forward": ("forward",), "forward_backward": ("forward", "grad_input", "grad_weight")}
+
+
+class Judge:
+    """The definition of one problem's results in float64, for float32 with each rounding of the operands."""
+
+    def __init__(self, problem: Problem, direction: str, tensors: Sequence[Tensor]) -> None:
+        """tensors: (input, weight), and grad_output for forward_backward; they stay on their device."""
+        input, weight, *rest = tensors
+        operands = {"forward": (input, weight)}
+        if rest:
+            operands |= {"grad_input": (rest[0], weight), "grad_weight": (rest[0], input)}
+        # Outputs that no tap reaches are no evidence: more strides, more positions.
+        points = min(1024 * math.prod(problem.stride), 8192)
+        roundings = tuple(ROUNDINGS) if input.dtype == torch.float32 else ("fp32",)
+        self._truths = [
+            {name: sample(operator, problem, *operands[operator], points=points, rounding=name) for name in roundings}
+            for operator in OPERATORS[direction]
+        ]
+
+    def error(self, results: Sequence[Tensor]) -> float:
+        """Largest error of any result, relative to the sum of the absolute values of its products; NaN where NaN."""
+        errors = [truths["fp32"].relative_error(result) for truths, result in zip(self._truths, results, strict=True)]
+        return math.nan if any(map(math.isnan, errors)) else max(errors)
+
+    def rounding(self, results: Sequence[Tensor]) -> tuple[str, dict[str, float]] | None:
+        """What the forward did to float32 operands, a name in ROUNDINGS, with the rms error against each of them.
+
+        None for other dtypes, which are not rounded.
+        """
+        return closest(self._truths[0], results[0]) if len(self._truths[0]) > 1 else None
+
+    def complaint(
+        self, results: Sequence[Tensor], precision: str, *, native: Sequence[bool], other: Sequence[Tensor] | None
+    ) -> str | None:
+        """What is wrong with results at a precision; None when they are right.
+
+        Args:
+            native: per result, whether our own code computed it. That has to be the definition up to roundings of the
+                accumulator and of the result, with "tf32" operands rounded to nearest or not at all. What another
+                implementation computes may also be as far off as three times `other`.
+            other: PyTorch's results, near which ours have to be at every single element, sampled or not.
+        """
+        for index, (truths, result) in enumerate(zip(self._truths, results, strict=True)):
+            what = ("output", "grad_input", "grad_weight")[index]
+            if bool(result.sum(dtype=torch.float32).isnan()):
+                return f"{what} holds NaN"
+            theirs = None if other is None else other[index]
+            allowed = ["fp32"]
+            if precision == "tf32" and len(truths) > 1:
+                allowed += ["tf32_nearest"] if native[index] else ["tf32_nearest", "tf32_truncated"]
+            excuse = 0.0 if native[index] or theirs is None else truths["fp32"].error(theirs)
+            if not any(truths[name].matches(result, other_error=excuse, slack=_SLACK) for name in allowed):
+                return f"{what} differs from the definition by {truths['fp32'].relative_error(result):.1e}"
+            if theirs is not None and not truths["fp32"].agree(result, theirs):
+                return f"{what} differs from PyTorch's where nothing was sampled"
+        return None

@@ -1,0 +1,112 @@
+"""The choice among the kernel families, for GPUs that need not be here."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from convt import _C
+from convt.plan import cuda_plan
+from convt.problem import Geometry, forward_problem
+from convt.settings import KERNELS
+
+DENSE = forward_problem((16, 64, 32, 32), (64, 64, 4, 4), None, Geometry((2, 2), (1, 1), (0, 0), 1, (1, 1)))
+DEPTHWISE = forward_problem((16, 256, 64, 64), (256, 1, 4, 4), None, Geometry((2, 2), (1, 1), (0, 0), 256, (1, 1)))
+# 99 KB of shared memory for a thread block, 100 KB for a multiprocessor.
+SMALL = {
+    "name": "small", "capability": (8, 6), "multiprocessors": 84, "memory_bytes": 2**34,
+    "shared_per_block": 99 * 1024, "shared_per_multiprocessor": 100 * 1024, "l2_bytes": 6 * 2**20,
+    "clock_ghz": 1.7, "memory_gbs": 800.0,
+}  # fmt: skip
+TOLD = {
+    "kernel", "config", "phases", "taps", "tile", "grid", "threads", "shared_bytes", "registers", "workspace_bytes",
+    "flops", "bytes_minimum", "bytes_predicted", "predicted_us", "roofline_us", "bound", "terms_us", "origin", "split",
+    "candidates",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("problem", "dtype", "kernel"),
+    [
+        (DENSE, torch.float32, "implicit_gemm"),
+        (DENSE, torch.bfloat16, "implicit_gemm"),
+        (DENSE, torch.float64, "simt"),
+        (DEPTHWISE, torch.float32, "depthwise"),
+        (DEPTHWISE, torch.float16, "depthwise"),
+        (DEPTHWISE, torch.float64, "depthwise"),
+    ],
+    ids=[
+        "dense-float32",
+        "dense-bfloat16",
+        "dense-float64",
+        "depthwise-float32",
+        "depthwise-float16",
+        "depthwise-float64",
+    ],
+)
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_each_family_is_chosen_where_it_belongs(problem, dtype, kernel, channels_last):
+    assert cuda_plan(problem, dtype, channels_last=channels_last).kernel == kernel
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_every_family_explains_itself(kernel):
+    """In values that JSON knows; the fastest candidate is the one that was chosen."""
+    made = cuda_plan(DEPTHWISE, torch.float32, kernel=kernel)
+    told = json.loads(json.dumps(made.explain()))
+    assert set(told) >= TOLD
+    assert told["kernel"] == made.kernel == kernel
+    assert told["config"] == made.config and told["predicted_us"] == made.predicted_us
+    assert told["workspace_bytes"] == made.workspace_bytes
+    assert (made.workspace_bytes > 0) == (kernel == "implicit_gemm"), "only the packed filter needs memory"
+    assert told["bound"] in told["terms_us"] and max(told["terms_us"].values()) <= made.predicted_us
+    assert told["predicted_us"] == min(entry["predicted_us"] or 1e9 for entry in told["candidates"])
+    assert told["grid"] > 0 and 32 <= told["threads"] <= 1024 and told["tile"]
+
+
+def test_candidates_are_configurations_and_families():
+    names = [entry["name"] for entry in cuda_plan(DENSE).explain()["candidates"]]
+    assert names == [*_C.cuda_configs(), "depthwise", "simt"]
+    assert len(set(names)) == len(names), "a name forces one configuration"
+    assert [entry["name"] for entry in cuda_plan(DENSE, kernel="simt").explain()["candidates"]] == ["simt"]
+
+
+def raw(kernel, dtype="float32", device=None):
+    sizes = DENSE.input_size, (65536, 1024, 32, 1), DENSE.weight_size, (1024, 16, 4, 1), None, (262144, 4096, 64, 1)
+    return _C.cuda_plan_forward(*sizes, dtype, "ieee", *DENSE.geometry, device, kernel)
+
+
+def test_an_unknown_kernel_is_refused_with_the_legal_ones():
+    legal = ", ".join((*KERNELS, *_C.cuda_configs()))
+    with pytest.raises(ValueError, match=f"kernel: mma; legal are {legal}$"):
+        raw("mma")
+
+
+def test_reasons_name_the_forced_kernel_once():
+    message = "kernel {} cannot compute this problem: tensor cores of this family do not multiply float64$"
+    for kernel in ("implicit_gemm", _C.cuda_configs()[-1]):
+        with pytest.raises(ValueError, match=message.format(kernel)):
+            raw(kernel, "float64")
+    with pytest.raises(ValueError, match="kernel depthwise cannot compute this problem: a group has 64 input"):
+        raw("depthwise")
+
+
+def test_a_capability_may_be_any_pair():
+    """As JSON gives it back, too."""
+    assert raw(None, device=SMALL | {"capability": [8, 6]}).config == raw(None, device=SMALL).config
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("problem", [DENSE, DEPTHWISE], ids=["dense", "depthwise"])
+def test_a_gpu_with_little_shared_memory_has_a_plan(problem, dtype):
+    made = cuda_plan(problem, dtype, device=SMALL)
+    assert made.explain()["shared_bytes"] <= SMALL["shared_per_block"]
+    assert problem is DENSE or made.kernel == "depthwise"
+
+
+def test_only_the_gemm_is_simulated():
+    plan = cuda_plan(DENSE, kernel="simt")
+    with pytest.raises(ValueError, match="plan: simt; only implicit_gemm is simulated"):
+        _C.simulate_forward(plan, 0, 0, 0, 0, 0)

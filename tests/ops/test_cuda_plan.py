@@ -1,0 +1,251 @@
+"""What a GPU's plan depends on, without a GPU: capability, build, operator, and all that a CudaPlan is made of."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import convt
+from convt import _C, operators, ops, settings
+from convt import plan as planning
+from convt.plan import cuda_plan, dense_strides, forced_kernel, plan
+from convt.problem import Geometry, forward_problem
+
+GEOMETRY = Geometry((2, 2), (1, 1), (0, 0), 1, (1, 1))
+PROBLEM = forward_problem((2, 16, 9, 9), (16, 24, 4, 4), None, GEOMETRY)
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def gpu(name, capability):
+    """An entry of _C.cuda_devices()."""
+    return {
+        "name": name, "capability": capability, "multiprocessors": 100, "memory_bytes": 2**34,
+        "shared_per_block": 99 * 1024, "shared_per_multiprocessor": 100 * 1024, "l2_bytes": 2**22,
+        "clock_ghz": 1.5, "memory_gbs": 500.0,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """A build with CUDA on a machine with an old and a new GPU; no plan from elsewhere, and none is left behind."""
+    gpus = gpu("Old", (7, 5)), gpu("New", (8, 6))
+    monkeypatch.setattr(planning, "cuda_devices", lambda: gpus)
+    build = _C.build_info() | {"cuda": "13.0.88"}
+    monkeypatch.setattr(_C, "build_info", lambda: build)
+    caches = plan, operators._forward_call
+    for cache in caches:
+        cache.cache_clear()
+    yield build
+    for cache in caches:
+        cache.cache_clear()
+
+
+def key(size, dtype=torch.float32, index=1, strides=None):
+    """What operators know of a tensor on a GPU."""
+    return size, strides or dense_strides(size, False), dtype, torch.device("cuda", index), torch.strided
+
+
+def call(dtype=torch.float32, index=1, input_strides=None, bias=None, precision="ieee", kernel=None, backend="auto"):
+    operands = key(PROBLEM.input_size, dtype, index, input_strides), key(PROBLEM.weight_size, dtype, index)
+    bias_key = None if bias is None else ((24,), (bias,), dtype, torch.device("cuda", index), torch.strided)
+    return operators._forward_call(*operands, bias_key, GEOMETRY, backend, precision, kernel)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("requested", ("auto", "native"))
+def test_forward_is_native_and_gradients_are_pytorchs(machine, requested, dtype):
+    device = torch.device("cuda", 1)
+    assert plan(PROBLEM, "forward", dtype, device, False, requested).backend == "native"
+    for operator in ("grad_input", "grad_weight"):
+        choice = plan(PROBLEM, operator, dtype, device, False, requested)
+        assert str(choice) == f"aten (native: convt has no CUDA kernels for {operator} yet)"
+    assert plan(PROBLEM, "forward", dtype, device, False, "aten").backend == "aten"
+
+
+def test_plans_belong_to_a_device(machine):
+    assert plan(PROBLEM, "forward", torch.float32, torch.device("cuda", 1)).backend == "native"
+    old = plan(PROBLEM, "forward", torch.float32, torch.device("cuda", 0))
+    assert old.backend == "aten"
+    assert old.reason == (
+        "native: Old (cuda:0) has compute capability 7.5 and the CUDA kernels need 8.0 or later: use "
+        "convt.backend('aten')"
+    )
+    assert call(index=0).cuda is None and not call(index=0).native
+    assert call(index=1).cuda is not None
+
+
+def test_forced_on_an_old_gpu(machine):
+    with pytest.raises(RuntimeError, match=r"cannot compute forward: .*7\.5.*8\.0 or later.*convt\.backend\('aten'\)"):
+        plan(PROBLEM, "forward", torch.float32, torch.device("cuda", 0), False, "native")
+    with pytest.raises(RuntimeError, match="compute capability 7"):
+        plan(PROBLEM, "grad_input", torch.float32, torch.device("cuda", 0), False, "native")
+
+
+def test_a_build_without_cuda_says_how_to_get_it(machine):
+    machine["cuda"] = None
+    message = "this build of convt has no CUDA kernels: reinstall with nvcc on PATH and CONVT_CUDA=on"
+    with pytest.raises(RuntimeError, match=f"native: {message}; 'auto' and 'aten' can"):
+        plan(PROBLEM, "forward", torch.float32, "cuda", False, "native")
+    assert plan(PROBLEM, "forward", torch.float32, "cuda").reason == f"native: {message}"
+
+
+def test_a_driver_that_is_too_old(machine, monkeypatch):
+    monkeypatch.setattr(planning, "cuda_devices", tuple)
+    choice = plan(PROBLEM, "forward", torch.float32, "cuda:1")
+    assert choice.backend == "aten" and "cannot open cuda:1: it needs a driver for CUDA 13.0" in choice.reason
+
+
+@pytest.mark.parametrize("device", ("xpu", "mps", "meta"))
+def test_other_devices(device):
+    with pytest.raises(RuntimeError, match=rf"no native code for device '{device}', only for 'cpu' and 'cuda'"):
+        plan(PROBLEM, "forward", torch.float32, device, False, "native")
+    assert plan(PROBLEM, "forward", torch.float32, device).backend == "aten"
+
+
+def test_everything_that_matters_makes_its_own_plan(machine):
+    calls = [
+        call(),
+        call(precision="tf32"),
+        call(kernel="simt"),
+        call(bias=1),
+        call(bias=0),
+        call(input_strides=(0, 81, 9, 1)),
+        call(input_strides=dense_strides(PROBLEM.input_size, True)),
+        *(call(dtype) for dtype in DTYPES[1:]),
+    ]
+    assert len({id(made.cuda) for made in calls}) == len(calls)
+    assert call() is calls[0], "the same call, the same plan"
+    assert calls[6].strides == dense_strides(PROBLEM.output_size, True)
+    assert calls[2].cuda.kernel == "simt"
+
+
+def test_an_empty_batch_needs_no_kernel(machine):
+    empty = key((0, 16, 9, 9)), key(PROBLEM.weight_size)
+    made = operators._forward_call(*empty, None, GEOMETRY, "native", "ieee", None)
+    assert made.empty and not made.native and made.cuda is None
+
+
+@pytest.mark.parametrize("size", ((2, 3), (2, 3, 4), (2, 3, 4, 5), (2, 3, 4, 5, 6), (0, 3, 1, 5)))
+def test_dense_strides_are_pytorchs(size):
+    assert dense_strides(size, False) == torch.empty(size).stride()
+    layout = {4: torch.channels_last, 5: torch.channels_last_3d}.get(len(size), torch.contiguous_format)
+    assert dense_strides(size, True) == torch.empty(size, memory_format=layout).stride()
+
+
+def test_the_plan_is_printed_once(machine, capfd, monkeypatch):
+    monkeypatch.setenv("CONVT_PRINT_PLAN", "1")
+    for _ in range(3):
+        made = call(torch.bfloat16)
+    printed = capfd.readouterr().err.splitlines()
+    assert len(printed) == 2, printed
+    assert "-> native (rule for GPUs)" in printed[0]
+    assert f"-> {made.cuda.kernel} {made.cuda.config}, " in printed[1] and "predicted" in printed[1]
+
+
+def test_cuda_plan_needs_no_gpu():
+    made = cuda_plan(PROBLEM, torch.bfloat16, bias=True)
+    assert made.predicted_us > 0 and made.workspace_bytes >= 0
+    on_another = cuda_plan(PROBLEM, torch.bfloat16, device=gpu("A100", (8, 0)), channels_last=True)
+    assert on_another.kernel in settings.KERNELS
+    with pytest.raises(RuntimeError, match="cannot open cuda:99"):
+        cuda_plan(PROBLEM, device="cuda:99")
+    with pytest.raises(RuntimeError, match="cannot open cpu"):
+        cuda_plan(PROBLEM, device="cpu")
+
+
+def test_forced_kernel_nests_and_returns():
+    assert settings.current_kernel() is None
+    with forced_kernel("simt"):
+        assert cuda_plan(PROBLEM).kernel == "simt"
+        with forced_kernel(None):
+            assert settings.current_kernel() is None
+        with pytest.raises(KeyError), forced_kernel("depthwise"):
+            raise KeyError
+        assert settings.current_kernel() == "simt"
+    assert settings.current_kernel() is None
+    for name in _C.cuda_configs():
+        forced_kernel(name)
+    with pytest.raises(ValueError, match=r"kernel must be one of 'implicit_gemm', 'depthwise', 'simt'.*got 'mma'"):
+        forced_kernel("mma")
+
+
+def test_a_forced_kernel_that_cannot_says_why():
+    with pytest.raises(ValueError, match=r"\w+ \w+"):
+        cuda_plan(PROBLEM, torch.float32, kernel="depthwise")
+    with pytest.raises(ValueError, match=r"\w+ \w+"):
+        cuda_plan(PROBLEM, torch.float64, kernel=_C.cuda_configs()[0])
+
+
+# Launching
+
+
+class FakePlan:
+    def __init__(self, workspace_bytes):
+        self.workspace_bytes = workspace_bytes
+
+
+class Located:
+    """Stands in for a tensor on the second GPU."""
+
+    device = torch.device("cuda", 1)
+
+    def __init__(self, pointer):
+        self.data_ptr = lambda: pointer
+
+
+@pytest.fixture
+def launches(monkeypatch):
+    """What reaches _C.cuda_forward."""
+    seen = []
+    monkeypatch.setattr(_C, "cuda_forward", lambda *args: seen.append(args), raising=False)
+    monkeypatch.setattr(operators, "_raw_stream", lambda index: 1000 + index)
+    return seen
+
+
+def test_pointers_stream_and_workspace(launches, monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch, "empty", lambda *size, **how: asked.append((size, how)) or Located(40))
+    tensors = Located(10), Located(20), Located(30), Located(50)
+    with_workspace, without = FakePlan(512), FakePlan(0)
+    operators._launch(with_workspace, *tensors)
+    assert launches.pop() == (with_workspace, 10, 20, 30, 50, 40, 1, 1001)
+    assert asked == [((512,), {"dtype": torch.uint8, "device": torch.device("cuda", 1)})]
+    operators._launch(without, *tensors[:2], None, tensors[3])
+    assert launches.pop() == (without, 10, 20, 0, 50, 0, 1, 1001)
+    assert len(asked) == 1
+
+
+def test_without_memory_nothing_is_launched(launches, monkeypatch):
+    def empty(*_, **__):
+        raise torch.cuda.OutOfMemoryError("no memory")
+
+    monkeypatch.setattr(torch, "empty", empty)
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        operators._launch(FakePlan(512), Located(1), Located(2), None, Located(3))
+    assert not launches
+
+
+def test_plain_tensors_of_a_gpu_are_recognised():
+    """By their dispatch keys: a fake tensor's are the same, but for those that make it fake."""
+    keys = torch._C.DispatchKey
+    with FakeTensorMode():
+        fake = torch._C._dispatch_keys(torch.empty(2, device="cuda"))
+        assert not ops._is_plain(torch.empty(2, device="cuda"))
+    assert ops._PLAIN[1].add(keys.Python).add(keys.PythonTLSSnapshot) == fake
+    assert ops._is_plain(torch.empty(2)) and not ops._is_plain(torch.empty(2, device="meta"))
+
+
+def test_fake_tensors_of_a_gpu_need_neither_gpu_nor_plan():
+    with FakeTensorMode(), convt.backend("native"):
+        input = torch.empty(2, 16, 9, 9, device="cuda", dtype=torch.bfloat16).to(memory_format=torch.channels_last)
+        weight = torch.empty(16, 24, 4, 4, device="cuda", dtype=torch.bfloat16)
+        output = convt.conv_transpose2d(input, weight, stride=2, padding=1)
+    assert output.shape == PROBLEM.output_size and output.device == torch.device("cuda", 0)
+    assert output.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_both_gradients_in_one_call_are_for_cpus(machine):
+    """cuDNN has to hear of convt.precision, which the shortcut does not pass on."""
+    operands = key(PROBLEM.input_size), key(PROBLEM.weight_size)
+    assert operators.joint_backward(*operands, GEOMETRY, "aten") is None

@@ -1,0 +1,269 @@
+"""Forward calls played by the CTA simulator: operands among NaN, the definition in float64, and every schedule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from convt import _C
+from convt.problem import Problem
+from convt.testing.definition import tf32_nearest
+from reference import Case, conv_transpose
+
+CONFIGS = tuple(_C.cuda_configs())
+# Order of the warps, and whether asynchronous copies happen when they are waited for instead of when they are issued.
+SCHEDULES = tuple((order, late) for order in range(3) for late in (False, True))
+
+
+@dataclass(frozen=True)
+class Operand:
+    """What tensor cores multiply, and how far a result may be from the definition, relative to the sum of |x| |w|."""
+
+    dtype: torch.dtype
+    precision: str
+    error: float
+
+    @property
+    def vector(self) -> int:
+        """Channels in 16 bytes."""
+        return 16 // self.dtype.itemsize
+
+    def rounded(self, tensor: Tensor) -> Tensor:
+        """What remains of an input or a filter in the products."""
+        return tf32_nearest(tensor) if self.precision == "tf32" else tensor
+
+
+OPERANDS = {
+    "tf32": Operand(torch.float32, "tf32", 1e-6),
+    "ieee": Operand(torch.float32, "ieee", 1e-6),
+    "bfloat16": Operand(torch.bfloat16, "ieee", 4e-3),
+    "float16": Operand(torch.float16, "ieee", 5e-4),
+}
+
+
+def problem_of(case: Case) -> Problem:
+    """The same problem as one value."""
+    stride, padding, output_padding, groups, dilation = case.geometry
+    channels = case.input[1], case.out_channels, groups
+    return Problem(case.input[0], *channels, case.input[2:], case.weight[2:], stride, padding, output_padding, dilation)
+
+
+def problem(
+    batch: int,
+    channels: tuple[int, int],
+    input: tuple[int, ...],
+    filter: int | tuple[int, ...],
+    stride: int | tuple[int, ...] = 1,
+    padding: int | tuple[int, ...] = 0,
+    output_padding: int | tuple[int, ...] = 0,
+    groups: int = 1,
+    dilation: int | tuple[int, ...] = 1,
+) -> Problem:
+    """A problem from integers that count for every axis, or from tuples."""
+    each = ((v,) * len(input) if isinstance(v, int) else v for v in (filter, stride, padding, output_padding, dilation))
+    return Problem(batch, *channels, groups, input, *each)
+
+
+# Layouts: where a tensor's elements lie, and NaN everywhere else.
+
+_GUARD = 64
+
+
+def _among_nan(tensor: Tensor, strides: tuple[int, ...], elements: int) -> Tensor:
+    """The same values at these strides, `elements` past a 64-byte boundary, every other byte 0xff."""
+    extent = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, strides, strict=True))
+    size = tensor.dtype.itemsize
+    memory = torch.full(((2 * _GUARD + elements + extent) * size,), 0xFF, dtype=torch.uint8).view(tensor.dtype)
+    placed = memory.as_strided(tensor.shape, strides, _GUARD + elements)
+    once = tuple(slice(0, 1 if stride == 0 else None) for stride in strides)
+    placed[once] = tensor[once]
+    return placed
+
+
+def _dense(size: tuple[int, ...], order: tuple[int, ...]) -> tuple[int, ...]:
+    strides, pitch = [0] * len(size), 1
+    for axis in reversed(order):
+        strides[axis] = pitch
+        pitch *= size[axis]
+    return tuple(strides)
+
+
+def contiguous(size: tuple[int, ...]) -> tuple[int, ...]:
+    """Strides in the order of the axes."""
+    return _dense(size, tuple(range(len(size))))
+
+
+def channels_last(size: tuple[int, ...]) -> tuple[int, ...]:
+    """Strides with the channels innermost, whatever the rank."""
+    return _dense(size, (0, *range(2, len(size)), 1))
+
+
+def transposed(size: tuple[int, ...]) -> tuple[int, ...]:
+    """Strides in the opposite order of the axes."""
+    return _dense(size, tuple(reversed(range(len(size)))))
+
+
+def sliced(size: tuple[int, ...]) -> tuple[int, ...]:
+    """Strides of a slice of a wider tensor: odd pitches, gaps everywhere."""
+    return tuple(2 * stride for stride in contiguous(tuple(extent + 1 for extent in size)))
+
+
+def expanded(size: tuple[int, ...]) -> tuple[int, ...]:
+    """Strides of an expanded tensor: all images, or all input channels of a filter, are one."""
+    return (0, *contiguous(size)[1:])
+
+
+def expanded_rows(size: tuple[int, ...]) -> tuple[int, ...]:
+    """Strides of a tensor whose last axis is expanded, with channels innermost."""
+    return (*channels_last((*size[:-1], 1))[:-1], 0)
+
+
+Layout = Callable[[tuple[int, ...]], tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Layouts:
+    """Where the tensors of a call lie; `elements` from an aligned address to their first elements."""
+
+    input: Layout = contiguous
+    weight: Layout = contiguous
+    output: Layout = contiguous
+    bias: int | None = 1  # stride
+    elements: int = 0
+
+
+LAYOUTS = (
+    Layouts(),
+    Layouts(channels_last, channels_last, channels_last, None),
+    Layouts(sliced, transposed, contiguous, 3),
+    Layouts(channels_last, contiguous, channels_last, 1, elements=1),
+    Layouts(expanded, sliced, channels_last, 0),
+    Layouts(contiguous, channels_last, contiguous, None, elements=1),
+    Layouts(channels_last, expanded, contiguous, 1),
+    Layouts(expanded_rows, transposed, channels_last, 2, elements=1),
+)
+
+
+@lru_cache(maxsize=256)
+def _values(problem: Problem, operand: str, layouts: Layouts, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Input, weight and bias in their layouts; the definition and, per output, the sum of |x| |w|, stacked."""
+    generator = torch.Generator().manual_seed(seed)
+    kind = OPERANDS[operand]
+
+    def normal(size: tuple[int, ...], strides: tuple[int, ...]) -> Tensor:
+        values = torch.randn(size, generator=generator, dtype=torch.float64).to(kind.dtype)
+        # What an expanded tensor repeats is its first slice.
+        for axis, stride in enumerate(strides):
+            values = values.narrow(axis, 0, 1).expand(size) if stride == 0 else values
+        return _among_nan(values, strides, layouts.elements)
+
+    input = normal(problem.input_size, layouts.input(problem.input_size))
+    weight = normal(problem.weight_size, layouts.weight(problem.weight_size))
+    bias = normal((problem.out_channels,), (1 if layouts.bias is None else layouts.bias,))
+    keywords = {
+        "stride": problem.stride,
+        "padding": problem.padding,
+        "output_padding": problem.output_padding,
+        "groups": problem.groups,
+        "dilation": problem.dilation,
+    }
+    x, w, b = kind.rounded(input).double(), kind.rounded(weight).double(), bias.double()
+    if layouts.bias is None:
+        b = torch.zeros_like(b)
+    truth = conv_transpose(x, w, b, **keywords)
+    return input, weight, bias, torch.stack([truth, conv_transpose(x.abs(), w.abs(), b.abs(), **keywords)])
+
+
+class Call:
+    """A forward call of one configuration, planned once and played any number of times.
+
+    Raises:
+        ValueError: the configuration cannot compute the problem.
+    """
+
+    def __init__(
+        self,
+        config: str,
+        problem: Problem,
+        operand: str = "tf32",
+        layouts: Layouts = LAYOUTS[0],
+        device: dict[str, Any] | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.label = f"{config} {operand} {problem} {layouts}"
+        self.problem, self.operand, self.layouts = problem, OPERANDS[operand], layouts
+        self.input, self.weight, self.bias, (self.truth, self.magnitude) = _values(problem, operand, layouts, seed)
+        self.strides = layouts.output(problem.output_size)
+        self.plan = _C.cuda_plan_forward(
+            problem.input_size,
+            self.input.stride(),
+            problem.weight_size,
+            self.weight.stride(),
+            layouts.bias,
+            self.strides,
+            str(self.operand.dtype).removeprefix("torch."),
+            self.operand.precision,
+            problem.stride,
+            problem.padding,
+            problem.output_padding,
+            problem.groups,
+            problem.dilation,
+            device,
+            config,
+        )
+        self.told = self.plan.explain()
+
+    def play(self, schedule: tuple[int, bool] = SCHEDULES[0], skipped_barrier: int = -1) -> tuple[Tensor, dict]:
+        """The output, and what the simulator counted. Memory that nobody wrote is NaN, and nothing else is written."""
+        nothing = torch.zeros((), dtype=self.operand.dtype).expand(self.problem.output_size)
+        output = _among_nan(nothing, self.strides, self.layouts.elements)
+        output.view(torch.uint8 if output.numel() == 0 else self._integers).fill_(-1)
+        workspace = torch.full((self.plan.workspace_bytes + 512,), 0xFF, dtype=torch.uint8)
+        first = -workspace.data_ptr() % 256
+        bias = 0 if self.layouts.bias is None else self.bias.data_ptr()
+        counted = _C.simulate_forward(
+            self.plan, self.input.data_ptr(), self.weight.data_ptr(), bias, output.data_ptr(),
+            workspace.data_ptr() + first, *schedule, skipped_barrier,
+        )  # fmt: skip
+        beyond = workspace[first + self.plan.workspace_bytes :]
+        assert (beyond == 0xFF).all() and (workspace[:first] == 0xFF).all(), f"{self.label}: beyond the workspace"
+        memory = torch.empty((), dtype=self._integers).set_(output.untyped_storage()).clone()
+        memory.as_strided(output.shape, output.stride(), output.storage_offset()).fill_(-1)
+        assert (memory == -1).all(), f"{self.label}: written outside of the output"
+        return output, counted
+
+    @property
+    def _integers(self) -> torch.dtype:
+        return torch.int32 if self.operand.dtype is torch.float32 else torch.int16
+
+    def error(self, output: Tensor) -> float:
+        """Largest error, in units of what is allowed; infinite where an output is NaN."""
+        smallest = torch.finfo(self.operand.dtype).smallest_normal
+        allowed = self.operand.error * self.magnitude + smallest
+        error = ((output.double() - self.truth).abs() / allowed).max().item()
+        return math.inf if math.isnan(error) else error
+
+    def bits(self, output: Tensor) -> Tensor:
+        """The output's bit patterns, which compare equal even where it is NaN."""
+        return output.view(self._integers)
+
+    def check(self, first: int = 0, count: int = 2) -> dict:
+        """Plays `count` of the six schedules, beginning with the given one; right, and the same to the last bit."""
+        kept = None
+        for number in range(count):
+            # Neighbours differ in the order of the warps and in the time of the copies.
+            schedule = SCHEDULES[(first + 3 * number + number // 2) % len(SCHEDULES)]
+            output, counted = self.play(schedule)
+            if kept is None:
+                kept = output, counted
+                error = self.error(output)
+                assert error <= 1, f"{self.label}: {schedule}: {error:.3g} times the allowed error\n{self.told}"
+            assert torch.equal(self.bits(output), self.bits(kept[0])), f"{self.label}: {schedule} differs"
+            assert counted == kept[1], f"{self.label}: {schedule}: {counted}, not {kept[1]}"
+        return kept[1]

@@ -1,0 +1,425 @@
+"""`convt bench kernelbench` and `roofline` without a GPU: PyTorch's settings, and what is kept whatever happens."""
+
+import dataclasses
+import json
+import threading
+import time
+from contextlib import contextmanager
+
+import pytest
+import torch
+from rich.console import Console
+from torch.nn import functional as F
+
+import convt
+from convt import cli, plan
+from convt.bench import gpu, machine, measure, record, rivals, roofline, suite
+from convt.bench.watchdog import Watchdog
+from convt.testing import kernelbench
+
+CEILINGS = roofline.Ceilings(copy=1e10, rates={"ieee": 1e11})
+
+
+@pytest.fixture(autouse=True)
+def known_machine(monkeypatch):
+    monkeypatch.setattr(roofline, "ceilings", lambda device: CEILINGS)
+
+
+def bench(*arguments):
+    return cli.main(["bench", "kernelbench", "--device", "cpu", "--quick", *map(str, arguments)])
+
+
+def lines_of(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+# PyTorch's settings
+
+
+def test_settings_are_screened_and_the_search_has_its_own_thread(monkeypatch):
+    problem = kernelbench.shrunk(kernelbench.PROBLEMS["71"])
+    operands = rivals.Operands(problem, torch.float32, "cpu", "forward")
+    seen = []
+
+    def spied(*arguments):
+        switches = torch.backends.cudnn.benchmark, convt.settings._torch_precision()
+        last = arguments[0].is_contiguous(memory_format=torch.channels_last)
+        seen.append((last, *switches, threading.current_thread() is threading.main_thread()))
+        return F.conv_transpose2d(*arguments)
+
+    monkeypatch.setattr(rivals, "torch_function", lambda rank: spied)
+    before = torch.backends.cudnn.benchmark, convt.settings._torch_precision()
+    candidates = rivals.screen(operands, "ieee", device="cpu", benchmark=True)
+    assert (torch.backends.cudnn.benchmark, convt.settings._torch_precision()) == before
+    assert set(seen) == {
+        (last, benchmark, "ieee", not benchmark) for last in (False, True) for benchmark in (False, True)
+    }
+    names = [candidate.setting for candidate in candidates]
+    assert names == ["contiguous", "channels_last", "contiguous benchmark", "channels_last benchmark"]
+    assert all(candidate.us > 0 for candidate in candidates)
+    assert [candidate.first_call_s is not None for candidate in candidates] == [False, False, True, True]
+    assert rivals.best(candidates) in candidates
+
+
+def test_settings_that_fail_are_told_and_searches_are_not_begun_where_they_would_last(monkeypatch):
+    problem = kernelbench.shrunk(kernelbench.PROBLEMS["71"])
+    operands = rivals.Operands(problem, torch.float32, "cpu", "forward")
+
+    def failing(input, *arguments):
+        if input.is_contiguous(memory_format=torch.channels_last):
+            raise RuntimeError("no engine\nfor this")
+        return F.conv_transpose2d(input, *arguments)
+
+    monkeypatch.setattr(rivals, "torch_function", lambda rank: failing)
+    monkeypatch.setattr(rivals, "_SEARCH_BELOW", 1e-9)
+    candidates = rivals.screen(operands, "tf32", device="cpu", benchmark=True)
+    assert [candidate.setting for candidate in candidates] == ["contiguous", "channels_last"]
+    assert candidates[1].error == "RuntimeError: no engine for this"
+    assert rivals.best(candidates) == candidates[0]
+    assert rivals.best(candidates[1:]) is None
+    monkeypatch.setattr(rivals, "_SEARCH_BELOW", 10.0)
+    monkeypatch.setattr(rivals, "_SEARCH_ONCE_ABOVE", -1.0)
+    assert len(rivals.screen(operands, "tf32", device="cpu", benchmark=True)) == 2
+
+
+def test_switches_hold_outside_of_what_is_timed():
+    order = []
+
+    @contextmanager
+    def around():
+        order.append("on")
+        yield
+        order.append("off")
+
+    timings = measure.interleaved(
+        [measure.Apart(lambda: order.append("a") or time.sleep(1e-3), around), lambda: order.append("b")],
+        seconds=1e-9,
+        least_turns=2,
+    )
+    assert [timing.turns for timing in timings] == [2, 2]
+    assert order[:4] == ["on", "a", "off", "b"]
+    assert order.count("on") == order.count("off") == order.count("a") == 3
+
+
+def test_operands_in_both_layouts_are_the_same_values():
+    problem = kernelbench.shrunk(kernelbench.PROBLEMS["77"])
+    operands = rivals.Operands(problem, torch.float32, "cpu", "forward_backward")
+    for one, other in zip(operands.at("contiguous"), operands.at("channels_last"), strict=True):
+        assert torch.equal(one, other)
+        assert other.is_contiguous(memory_format=torch.channels_last_3d)
+    output, grad_input, grad_weight = operands.torch_call("channels_last")()
+    sizes = problem.output_size, problem.input_size, problem.weight_size
+    assert (output.shape, grad_input.shape, grad_weight.shape) == sizes
+
+
+# a whole run
+
+
+def test_run_writes_every_line_and_resumes(tmp_path, capsys):
+    out = tmp_path / "lines.jsonl"
+    arguments = (
+        "--filter", "75", "79", "--precision", "ieee", "bf16", "--layout", "contiguous", "channels_last",
+        "--direction", "forward", "forward_backward", "--out", out,
+    )  # fmt: skip
+    assert bench(*arguments) == 0
+    lines = lines_of(out)
+    # 79 is one-dimensional: no channels_last.
+    assert len(lines) == len({tuple(line[name] for name in record.SETTINGS) for line in lines}) == 12
+    for line in lines:
+        assert line.keys() == {field.name for field in dataclasses.fields(record.Line)}
+        assert line["ok"] is True and line["error"] is None and line["shrunk"] is True
+        assert line["suite"] == "kernelbench" and line["torch"] == torch.__version__ and line["device"]
+        assert 0 < line["us_p20"] <= line["us"] <= line["us_p80"] and line["turns"] >= 3
+        assert 0 < line["eager_us_p20"] <= line["eager_us"] <= line["eager_us_p80"]
+        assert line["best_us"] > 0 and line["best_setting"] and line["candidates"]
+        assert line["roofline_us"] > 0 and line["tflops"] > 0 and line["gbs"] > 0
+        assert 0 <= line["max_error"] < 1e-2 and 0 <= line["eager_max_error"] < 1e-2
+        assert line["rounding"] == line["eager_rounding"] == ("fp32" if line["precision"] == "ieee" else None)
+    printed = capsys.readouterr().out
+    assert "geometric means" in printed and "75 forward_backward bf16 channels_last" in printed
+
+    # Without its last two lines, and cut off in the third last one, it is completed.
+    out.write_text("\n".join(out.read_text().splitlines()[:10])[:-40])
+    assert bench(*arguments, "--resume") == 0
+    assert len(out.read_text().splitlines()) == 10 + 3
+    assert len(record.read(out)) == 12
+    assert bench(*arguments, "--resume") == 0
+    assert len(out.read_text().splitlines()) == 13, "nothing was left to do"
+    assert "12 of" not in capsys.readouterr().err
+
+
+def test_interrupted_run_keeps_what_is_done(tmp_path, capsys, monkeypatch):
+    real, done = gpu.measure, []
+
+    def interrupted(case, *arguments, **keywords):
+        if done:
+            raise KeyboardInterrupt
+        done.append(case)
+        return real(case, *arguments, **keywords)
+
+    monkeypatch.setattr(gpu, "measure", interrupted)
+    out = tmp_path / "lines.jsonl"
+    assert bench("--filter", "71", "81", "79", "--out", out) == 130
+    assert [line["problem"] for line in lines_of(out)] == ["71"]
+    printed = capsys.readouterr().out
+    assert "Interrupted after 1 of 3 lines." in printed and "71 forward ieee contiguous: " in printed
+
+
+def test_run_stops_after_its_time(tmp_path, capsys):
+    out = tmp_path / "lines.jsonl"
+    assert bench("--filter", "71", "81", "--out", out, "--stop-after", "1e-9") == 0
+    assert not out.exists()
+    assert "2 lines to do" in capsys.readouterr().out
+
+
+def test_a_rival_that_fails_leaves_the_other(tmp_path, capsys, monkeypatch):
+    out = tmp_path / "lines.jsonl"
+
+    def fails(*arguments):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 48.00 GiB")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(convt, "conv_transpose2d", fails)
+        assert bench("--filter", "81", "--out", out) == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(rivals, "torch_function", lambda rank: fails)
+        assert bench("--filter", "71", "--out", out) == 0
+    assert bench("--filter", "79", "--out", out, "--rivals", "none") == 0
+    ours_failed, theirs_failed, alone = lines_of(out)
+    assert ours_failed["ok"] is False and ours_failed["us"] is None and ours_failed["eager_us"] > 0
+    assert "48.00 GiB" in ours_failed["error"] and ours_failed["eager_error"] is None
+    assert theirs_failed["ok"] is True and theirs_failed["us"] > 0 and theirs_failed["error"] is None
+    assert theirs_failed["eager_us"] is theirs_failed["best_us"] is None and "48.00 GiB" in theirs_failed["eager_error"]
+    assert alone["ok"] is True and alone["eager_us"] is alone["best_us"] is alone["candidates"] is None
+    assert "81 forward ieee contiguous: convt: OutOfMemoryError: CUDA out of memory" in capsys.readouterr().out
+
+
+def test_a_wrong_result_is_called_wrong(tmp_path, capsys, monkeypatch):
+    right = convt.conv_transpose1d
+    monkeypatch.setattr(convt, "conv_transpose1d", lambda *arguments: right(*arguments) * (1 + 1e-4))
+    out = tmp_path / "lines.jsonl"
+    assert bench("--filter", "79", "--out", out) == 1
+    (line,) = lines_of(out)
+    assert line["ok"] is False and line["us"] > 0 and "differs from the definition" in line["error"]
+    assert "WRONG" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--filter", "56"], ["--resume"], ["--config", "simt"]],
+)
+def test_bad_arguments_are_explained(arguments, capsys):
+    assert bench(*arguments) == 2
+    assert arguments[0].lstrip("-") in capsys.readouterr().err
+
+
+def test_not_a_number_is_no_json(tmp_path):
+    out = tmp_path / "lines.jsonl"
+    (line,) = gpu.Case("79", kernelbench.PROBLEMS["79"], "forward", "ieee", "contiguous").lines(gpu.Options("cpu"))
+    record.append(out, dataclasses.replace(line, max_error=float("nan"), eager_rounding_rms={"fp32": float("inf")}))
+    (read,) = lines_of(out)
+    assert read["max_error"] is None and read["eager_rounding_rms"] == {"fp32": None}
+
+
+# a GPU that is only pretended
+
+
+class Made:
+    kernel, config, predicted_us = "implicit_gemm", "64x256x16", 12.5
+
+
+@pytest.fixture
+def pretended(monkeypatch):
+    """The run believes in a GPU; tensors stay on the CPU. `lost` is what synchronising says."""
+    real, state = rivals.Operands, {"lost": False, "forced": [], "used": 0}
+
+    def synchronize():
+        if state["lost"]:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    def turns(calls, *, device, **options):
+        assert device == "cuda"
+        return interleaved(calls, device="cpu", **options)
+
+    def planned(problem, dtype, device, strides, precision, kernel):
+        assert len(strides[0]) == len(strides[3]) == problem.rank + 2 and device == torch.device("cuda", 0)
+        state["forced"].append(kernel)
+        return Made
+
+    interleaved = measure.interleaved
+    monkeypatch.setattr(rivals, "Operands", lambda problem, dtype, device, way: real(problem, dtype, "cpu", way))
+    for module in (rivals, gpu):
+        monkeypatch.setattr(module, "interleaved", turns)
+    monkeypatch.setattr(gpu, "is_native_possible", lambda device: True)
+    monkeypatch.setattr(gpu, "_poison", lambda case, device: None)
+    monkeypatch.setattr(machine, "device_name", lambda device: "pretended")
+    monkeypatch.setattr(machine, "driver", lambda: "580.1")
+    monkeypatch.setattr(plan, "cuda_plan_of_call", planned, raising=False)
+    monkeypatch.setattr(plan, "plan", lambda *arguments: plan.Plan("native", "pretended"))
+    monkeypatch.setattr(plan, "forced_kernel", Forced, raising=False)
+    for name, function in {
+        "is_available": lambda: True,
+        "synchronize": synchronize,
+        "current_device": lambda: 0,
+        "set_device": lambda index: None,
+        "empty_cache": lambda: None,
+        "reset_peak_memory_stats": lambda: None,
+        "memory_allocated": lambda: 1000,
+        "max_memory_allocated": lambda: 5000,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, function)
+    monkeypatch.setattr(suite, "_PATIENCE", {"convt": 60.0, "turns": 60.0, "torch": 60.0})
+    rivals.search_thread.cache_clear()
+    yield state
+    rivals.search_thread.cache_clear()
+
+
+class Forced:
+    """convt.plan.forced_kernel without kernels: one of them refuses, one takes the GPU with it."""
+
+    def __init__(self, name):
+        if name not in ("simt", "64x256x16", "refuses", "kills"):
+            raise ValueError(f"forced_kernel: {name!r}")
+        self.name = name
+
+    def __enter__(self):
+        if self.name == "refuses":
+            raise ValueError("refuses: needs 32 channels")
+        if self.name == "kills":
+            torch.cuda.lose()
+
+    def __exit__(self, *_):
+        pass
+
+
+def cases(*configs, precisions=("tf32",), layouts=("contiguous",), problems=("81",)):
+    return suite.cases(problems, precisions=precisions, layouts=layouts, configs=configs, shrunk=True)
+
+
+OPTIONS = gpu.Options(device="cuda", shrunk=True, quick=True, seconds=0.01)
+
+
+def test_on_a_gpu_every_configuration_has_its_line(pretended, tmp_path):
+    out = tmp_path / "lines.jsonl"
+    work = cases("auto", "64x256x16", "refuses", layouts=("contiguous", "channels_last"))
+    screened = []
+    real = rivals.screen
+
+    def screen(*arguments, **keywords):
+        screened.append(arguments)
+        return real(*arguments, **keywords)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rivals, "screen", screen)
+        assert suite.run(work, OPTIONS, out=out, console=Console()) == 0, "a forced configuration may refuse"
+    assert len(screened) == 1, "PyTorch's settings are screened once for all layouts"
+    lines = lines_of(out)
+    assert [line["forced"] for line in lines] == 2 * [None, "64x256x16", "refuses"]
+    assert [line["ok"] for line in lines] == 2 * [True, True, False]
+    assert pretended["forced"] == 2 * [None, "64x256x16"]
+    for line in lines:
+        assert line["driver"] == "580.1" and line["device"] == "pretended" and line["precision"] == "tf32"
+        assert len(line["candidates"]) == 4 and line["benchmark_first_call_s"] > 0
+        assert line["eager_us"] > 0 and line["best_us"] <= line["eager_us"] and line["eager_rounding"] == "fp32"
+        if line["ok"]:
+            assert (line["kernel"], line["config"], line["predicted_us"]) == ("implicit_gemm", "64x256x16", 12.5)
+            assert line["peak_bytes"] == line["eager_peak_bytes"] == 4000
+        else:
+            assert line["us"] is None and line["error"] == "ValueError: refuses: needs 32 channels"
+    assert suite.run(work, OPTIONS, out=out, resume=True, console=Console()) == 0
+    assert len(lines_of(out)) == 6
+
+
+def test_a_lost_gpu_blames_one_configuration_and_starts_again(pretended, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "lines.jsonl"
+    monkeypatch.setattr(torch.cuda, "lose", lambda: pretended.update(lost=True), raising=False)
+    restarted = []
+
+    def restart(left):
+        restarted.append(left)
+        raise SystemExit
+
+    work = cases("auto", "kills", "simt", problems=("81", "79"))
+    with pytest.raises(SystemExit):
+        suite.run(work, OPTIONS, out=out, restart=restart, stop_after=100.0, console=Console())
+    assert [(line["problem"], line["forced"], line["ok"]) for line in lines_of(out)] == [("79", "kills", False)]
+    assert "illegal memory access" in lines_of(out)[0]["error"]
+    assert 1 <= restarted[0] <= 100
+    assert "starting again" in capsys.readouterr().err
+
+    pretended["lost"] = False
+    assert suite.run(work[:1], OPTIONS, out=out, resume=True, console=Console()) == 0
+    assert [line["forced"] for line in lines_of(out)] == ["kills", None, "simt"]
+    assert suite.run(work[1:], OPTIONS, out=out, resume=True, console=Console()) == 3
+    assert "run again with --resume" in capsys.readouterr().err
+
+
+def test_a_call_that_never_returns_is_given_up(pretended, tmp_path, monkeypatch):
+    out = tmp_path / "lines.jsonl"
+    monkeypatch.setattr(suite, "_PATIENCE", {"convt": 0.01, "turns": 60.0, "torch": 60.0})
+    returned = threading.Event()
+    right = convt.conv_transpose1d
+
+    def hangs(*arguments):
+        assert returned.wait(20), "the watchdog never came"
+        return right(*arguments)
+
+    monkeypatch.setattr(convt, "conv_transpose1d", hangs)
+    ended = []
+
+    def exit(code):
+        ended.append(code)
+        returned.set()
+
+    monkeypatch.setattr(suite.os, "_exit", exit)
+    suite.run(cases("auto", problems=("79",)), OPTIONS, out=out, console=Console())
+    assert ended == [3]
+    assert lines_of(out)[0]["error"] == "no answer within 0 s: convt auto" and lines_of(out)[0]["ok"] is False
+
+
+def test_watchdog_leaves_who_is_in_time_alone():
+    expired = []
+    with Watchdog(expired.append, poll=0.005) as watchdog:
+        for _ in range(3):
+            watchdog.stage("quick", 5.0)
+            time.sleep(0.02)
+        watchdog.stage("slow", 0.0)
+        time.sleep(0.1)
+    assert expired == ["slow"]
+
+
+# the machine
+
+
+def test_roofline_command(tmp_path, capsys):
+    out = tmp_path / "roofline.jsonl"
+    assert cli.main(["bench", "roofline", "--device", "cpu", "--seconds", "0.01", "--out", str(out)]) == 0
+    lines = lines_of(out)
+    assert [line["what"] for line in lines] == ["copy", "ieee", "fp64"]
+    assert lines[0]["gbs"] > 0 and lines[0]["tflops"] is None
+    assert lines[1]["tflops"] > lines[2]["tflops"] * 0.5 and lines[1]["gbs"] is None
+    assert all(line["suite"] == "roofline" and line["us"] > 0 and line["torch"] for line in lines)
+    assert "TFLOP/s" in capsys.readouterr().out
+
+
+def test_matmul_precision_is_taken_back():
+    if not hasattr(torch._C, "_get_fp32_precision_getter"):
+        pytest.skip("this PyTorch has the older switch")
+    before = torch._C._get_fp32_precision_getter("cuda", "matmul")
+    with roofline.matmul_precision("tf32"):
+        assert torch._C._get_fp32_precision_getter("cuda", "matmul") == "tf32"
+    assert torch._C._get_fp32_precision_getter("cuda", "matmul") == before
+
+
+@pytest.mark.parametrize("said", ["580.159.03\n580.159.03\n", "NVIDIA UNIX x86_64 Kernel Module  580.159.03  Tue\n"])
+def test_driver_is_read_from_nvidia_smi(said, tmp_path, monkeypatch):
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text(f"#!/bin/sh\nprintf '{said}'\n")
+    smi.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert machine.driver.__wrapped__() == "580.159.03"
+
+
+def test_commit_can_be_told(monkeypatch):
+    monkeypatch.setenv("CONVT_COMMIT", "0123abc")
+    assert machine.commit() == "0123abc"
