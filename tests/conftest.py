@@ -19,6 +19,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="no NVIDIA GPU of compute capability 8.0 or a build without CUDA"))
 
 
+# After one of these every later call on the GPU fails, whatever it is.
+LOST = ("illegal memory access", "misaligned address", "illegal instruction", "unspecified launch failure")
+
+
+def pytest_exception_interact(node: pytest.Item | pytest.Collector, call: pytest.CallInfo) -> None:
+    if call.excinfo is not None and any(words in str(call.excinfo.value) for words in LOST):
+        node.session.shouldstop = "the GPU's context is lost"
+
+
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)

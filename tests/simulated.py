@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -180,6 +181,21 @@ def _values(problem: Problem, operand: str, layouts: Layouts, seed: int) -> tupl
     return input, weight, bias, torch.stack([truth, conv_transpose(x.abs(), w.abs(), b.abs(), **keywords)])
 
 
+@lru_cache
+def room_for(config: str, operand: str) -> dict[str, Any]:
+    """What a GPU must have beyond an H200 for this configuration: an operand may be too large for its stages."""
+    kind, ones = OPERANDS[operand], (1, 1, 1)
+    name = str(kind.dtype).removeprefix("torch.")
+    room = {"shared_per_block": 2**20, "shared_per_multiprocessor": 2**23}
+    for device in ({}, room):
+        with suppress(ValueError):
+            _C.cuda_plan_forward(
+                ones, ones, ones, ones, None, ones, name, kind.precision, (1,), (0,), (0,), 1, (1,), device, config
+            )
+            return device
+    raise ValueError(f"config: {config} multiplies no {operand}")
+
+
 class Call:
     """A forward call of one configuration, planned once and played any number of times.
 
@@ -197,6 +213,7 @@ class Call:
         seed: int = 0,
     ) -> None:
         self.label = f"{config} {operand} {problem} {layouts}"
+        device = {**room_for(config, operand), **(device or {})}
         self.problem, self.operand, self.layouts = problem, OPERANDS[operand], layouts
         self.input, self.weight, self.bias, (self.truth, self.magnitude) = _values(problem, operand, layouts, seed)
         self.strides = layouts.output(problem.output_size)

@@ -33,9 +33,9 @@ __device__ __forceinline__ void load_matrices(std::uint32_t shared, std::uint32_
 template <Operand kOperand, bool kFresh>
 __device__ __forceinline__ void multiply(float (&sum)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]) {
   float c0 = kFresh ? 0.f : sum[0], c1 = kFresh ? 0.f : sum[1], c2 = kFresh ? 0.f : sum[2], c3 = kFresh ? 0.f : sum[3];
-#define CONVT_MMA(shape)                                                                                           \
-  asm("mma.sync.aligned." shape " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%10, %11, %12, %13};"             \
-      : "=f"(sum[0]), "=f"(sum[1]), "=f"(sum[2]), "=f"(sum[3])                                                     \
+#define CONVT_MMA(shape)                                                                               \
+  asm("mma.sync.aligned." shape " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%10, %11, %12, %13};" \
+      : "=f"(sum[0]), "=f"(sum[1]), "=f"(sum[2]), "=f"(sum[3])                                         \
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(c0), "f"(c1), "f"(c2), "f"(c3))
   if constexpr (is_float32(kOperand)) {
     CONVT_MMA("m16n8k8.row.col.f32.tf32.tf32.f32");
@@ -112,6 +112,10 @@ class DeviceWarp {
   __device__ __forceinline__ void store_global(char* target, const T& value) {
     *reinterpret_cast<T*>(target) = value;
   }
+  template <class T>
+  __device__ __forceinline__ void store_global_pair(char* target, const T& value) {
+    *reinterpret_cast<T*>(target) = value;
+  }
   // In PTX: nvcc takes a 16-byte store apart when its scalar tail stands beside it.
   __device__ __forceinline__ void store_global16(char* target, const Vector16& value) {
     asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(target), "r"(value.word[0]), "r"(value.word[1]),
@@ -159,7 +163,12 @@ class DeviceExecutor {
 
   __device__ __forceinline__ explicit DeviceExecutor(char* memory) : warp_(memory) {}
 
-  __device__ __forceinline__ std::int32_t index() const { return std::int32_t(blockIdx.x); }
+  // Volatile, so that what follows from it can be found twice instead of being kept.
+  __device__ __forceinline__ std::int32_t index() const {
+    std::int32_t index;
+    asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(index));
+    return index;
+  }
 
   template <class States, class Visit>
   __device__ __forceinline__ void each_warp(States& states, Visit visit) {

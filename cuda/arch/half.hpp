@@ -4,6 +4,8 @@
 #include "arch/tf32.hpp"
 #include "config/tile_config.hpp"
 
+#include <type_traits>
+
 #ifdef __CUDACC__
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -58,11 +60,24 @@ CONVT_HOST_DEVICE Vector16 pack(const float (&value)[operand_vector(kOperand)]) 
     if constexpr (is_float32(kOperand)) {
       packed.word[word] = as_bits(value[word]);
     } else {
-      packed.word[word] =
-          narrow<kOperand>(value[2 * word]) | std::uint32_t(narrow<kOperand>(value[2 * word + 1])) << 16;
+      packed.word[word] = narrow<kOperand>(value[2 * word]) | std::uint32_t(narrow<kOperand>(value[2 * word + 1]))
+                                                                  << 16;
     }
   }
   return packed;
+}
+
+// Two neighbours, stored as one: 8 bytes of float32, 4 of the others.
+template <Operand kOperand>
+using Pair = std::conditional_t<is_float32(kOperand), std::uint64_t, std::uint32_t>;
+
+template <Operand kOperand>
+CONVT_HOST_DEVICE Pair<kOperand> pack_pair(float left, float right) {
+  if constexpr (is_float32(kOperand)) {
+    return as_bits(left) | std::uint64_t(as_bits(right)) << 32;
+  } else {
+    return narrow<kOperand>(left) | std::uint32_t(narrow<kOperand>(right)) << 16;
+  }
 }
 
 }  // namespace convt

@@ -18,6 +18,18 @@ CONVT_HOST_DEVICE inline std::uint32_t round_to_tf32(std::uint32_t bits) {
 #endif
 }
 
+CONVT_HOST_DEVICE inline float as_float(std::uint32_t bits);
+
+// The same for an operand of a tensor core, which looks at no more than a TF32's bits: those below are left as they fall. An
+// instruction less than the conversion, which no chip up to sm_90 has in hardware.
+CONVT_HOST_DEVICE inline std::uint32_t nearest_tf32_operand(std::uint32_t bits) {
+#ifdef __CUDA_ARCH__
+  return fabsf(as_float(bits)) < __int_as_float(0x7f800000) ? bits + 0x1000u : bits;
+#else
+  return round_to_tf32(bits);
+#endif
+}
+
 CONVT_HOST_DEVICE inline float as_float(std::uint32_t bits) {
 #ifdef __CUDA_ARCH__
   return __uint_as_float(bits);

@@ -55,9 +55,69 @@ struct Epilogue {
     });
   }
 
+  // Without phases a row of accumulators is a piece of an output row already, 32 bytes wide: straight from registers.
+  template <class Warp, int kLanes>
+  CONVT_HOST_DEVICE static void write_direct(Warp& warp, const typename Products::template State<kLanes>& state,
+                                             const GemmParams& params, const Tile& tile) {
+    const TileAxis* const axes = params.axes;
+    const std::int32_t first_of_block = tile.channel_block * params.block_channels;
+    const std::int32_t channels = min_of(params.block_channels, params.out_channels - first_of_block);
+    const std::int64_t first_channel = std::int64_t(tile.conv_group) * params.out_channels + first_of_block;
+    std::int64_t origin = tile.q[0] * params.output_strides[0] + first_channel * params.output_strides[1];
+    for (int axis = 1; axis < kTileAxes; ++axis) {
+      origin += (tile.q[axis] - axes[axis].origin) * params.output_strides[1 + axis];
+    }
+    char* const base = static_cast<char*>(params.output) + origin * kBytes;
+    const std::int32_t first_row = warp.index() % kConfig.warps_m * kConfig.warp_rows();
+    const std::int32_t first_position = warp.index() / kConfig.warps_m * kConfig.warp_pixels();
+    warp.lanes([&](int lane) {
+      std::int32_t offset[Products::kPixelTiles], there[Products::kPixelTiles];  // of a pair: bytes, and how many exist
+#pragma unroll
+      for (int j = 0; j < Products::kPixelTiles; ++j) {
+        std::int32_t rest = first_position + j * kMmaPixels + lane % 4 * 2, at = 0;
+        bool inside = true;
+#pragma unroll
+        for (int axis = kTileAxes - 1; axis >= 0; --axis) {
+          const std::int32_t outer = axes[axis].by_tile.quotient(rest),
+                             digit = axes[axis].by_tile.remainder(rest, outer);
+          if (axis == kTileAxes - 1) {
+            there[j] = tile.count[axis] - digit;
+          } else {
+            inside = inside && digit < tile.count[axis];
+          }
+          at += digit * std::int32_t(params.output_strides[axis == 0 ? 0 : 1 + axis]);
+          rest = outer;
+        }
+        if (!inside || rest > 0) there[j] = 0;
+        offset[j] = at * kBytes;
+      }
+#pragma unroll
+      for (int i = 0; i < 2 * Products::kRowTiles; ++i) {
+        const std::int32_t channel = first_row + i * 8 + lane / 4;
+        if (channel >= channels) continue;
+        char* const row = base + channel * params.output_strides[1] * kBytes;
+        float bias = 0;
+        if (params.bias != nullptr) {
+          bias = to_float(
+              warp, static_cast<const char*>(params.bias) + (first_channel + channel) * params.bias_stride * kBytes);
+        }
+#pragma unroll
+        for (int j = 0; j < Products::kPixelTiles; ++j) {
+          const float left = state.sum[i / 2][j][i % 2 * 2][lane] + bias;
+          const float right = state.sum[i / 2][j][i % 2 * 2 + 1][lane] + bias;
+          if (params.direct == 2 && there[j] > 1) {
+            warp.store_global_pair(row + offset[j], pack_pair<kOperand>(left, right));
+          } else {
+            if (there[j] > 0) store_element(warp, row + offset[j], left);
+            if (there[j] > 1) store_element(warp, row + offset[j] + kBytes, right);
+          }
+        }
+      }
+    });
+  }
+
   template <class Warp>
-  CONVT_HOST_DEVICE static void write(Warp& warp, const GemmParams& params, const Tile& tile,
-                                      const PhaseBlock& block) {
+  CONVT_HOST_DEVICE static void write(Warp& warp, const GemmParams& params, const Tile& tile, const PhaseBlock& block) {
     if (params.output_channels_inner) {
       write_items<true>(warp, params, tile, block);
     } else {
@@ -68,19 +128,19 @@ struct Epilogue {
  private:
   // kVector output elements of one output row, or of one output pixel, repeated over channels.
   struct Item {
-    std::int32_t source[kVector];    // float index into the staging
-    std::uint32_t reached;           // bit j: a tap reaches element j; the others are bias alone
-    std::uint32_t inside;            // bit j: element j exists
-    std::int32_t bias;               // float index
-    char* target;                    // address of element 0
-    bool contiguous;                 // elements lie side by side, so that a whole piece may leave as one
+    std::int32_t source[kVector];  // float index into the staging
+    std::uint32_t reached;  // bit j: a tap reaches element j; the others are bias alone
+    std::uint32_t inside;  // bit j: element j exists
+    std::int32_t bias;  // float index
+    char* target;  // address of element 0
+    bool contiguous;  // elements lie side by side, so that a whole piece may leave as one
   };
   static constexpr std::uint32_t kWhole = (1u << kVector) - 1;
 
   // Positions of a tile along W, phases included: x = 0 is the first output pixel of the tile's row.
   struct Row {
-    std::int64_t first;              // output coordinate of x = 0
-    std::int32_t begin, end;         // x of pixels that exist, when the block has all W phases
+    std::int64_t first;  // output coordinate of x = 0
+    std::int32_t begin, end;  // x of pixels that exist, when the block has all W phases
     std::int32_t positions;
     bool contiguous;
   };
@@ -104,8 +164,9 @@ struct Epilogue {
     const std::int64_t origin = tile.q[0] * params.output_strides[0] +
                                 (std::int64_t(tile.conv_group) * params.out_channels + first_of_block) * channel_stride;
     // Whole tiles are counted, so that all divisors are the plan's; what the last tiles lack is skipped.
-    const std::int32_t items = std::int32_t(block.by_piece.divisor) * axes[2].tile * axes[1].tile * axes[0].tile *
-                                   block.outer_count << block.lanes_log2;
+    const std::int32_t items =
+        std::int32_t(block.by_piece.divisor) * axes[2].tile * axes[1].tile * axes[0].tile * block.outer_count
+        << block.lanes_log2;
 
     warp.lanes([&](int lane) {
 #pragma unroll 1
@@ -135,15 +196,14 @@ struct Epilogue {
             d >= axes[1].output || h < 0 || h >= axes[2].output) {
           continue;
         }
-        char* line = static_cast<char*>(params.output) +
-                     (origin + image * params.output_strides[0] + channel * channel_stride +
-                      d * params.output_strides[2] + h * params.output_strides[3]) *
-                         kBytes;
+        char* line =
+            static_cast<char*>(params.output) + (origin + image * params.output_strides[0] + channel * channel_stride +
+                                                 d * params.output_strides[2] + h * params.output_strides[3]) *
+                                                    kBytes;
         const std::int32_t pixel = ((image * axes[1].tile + a) * axes[2].tile + b) * axes[3].tile;
         const std::int32_t phases = kPhases + outer * block.w_count;
-        const auto item = kChannelsInner
-                              ? along_channels(warp, params, row, block, line, piece, pixel, phases, channel)
-                              : along_row(warp, params, row, block, line, piece, pixel, phases, channel);
+        const auto item = kChannelsInner ? along_channels(warp, params, row, block, line, piece, pixel, phases, channel)
+                                         : along_row(warp, params, row, block, line, piece, pixel, phases, channel);
         if (item.inside == 0) continue;
         char* target = item.target;
         if (!kChannelsInner && !item.contiguous) {
@@ -176,9 +236,9 @@ struct Epilogue {
   CONVT_HOST_DEVICE static std::int32_t min_of(std::int32_t a, std::int32_t b) { return a < b ? a : b; }
 
   template <class Warp>
-  CONVT_HOST_DEVICE static Item along_row(Warp& warp, const GemmParams& params, const Row& row,
-                                          const PhaseBlock& block, char* line, std::int32_t piece, std::int32_t pixel,
-                                          std::int32_t phases, std::int32_t channel) {
+  CONVT_HOST_DEVICE static Item along_row(Warp& warp, const GemmParams& params, const Row& row, const PhaseBlock& block,
+                                          char* line, std::int32_t piece, std::int32_t pixel, std::int32_t phases,
+                                          std::int32_t channel) {
     Item item;
     item.reached = item.inside = 0;
     item.bias = kBias + channel;
@@ -219,7 +279,8 @@ struct Epilogue {
                                                std::int32_t phases, std::int32_t channel) {
     Item item;
     const std::int32_t q = block.by_w.quotient(x), phase = block.by_w.remainder(x, q);
-    const bool there = x < row.positions && (row.contiguous ? x >= row.begin && x < row.end : exists(params, row, q, phase));
+    const bool there =
+        x < row.positions && (row.contiguous ? x >= row.begin && x < row.end : exists(params, row, q, phase));
     const std::int32_t source = there ? warp.template load<std::int32_t>((phases + phase) * 4) : -1;
     item.inside = there ? kWhole : 0;
     item.reached = source >= 0 ? kWhole : 0;
@@ -239,7 +300,8 @@ struct Epilogue {
     return w >= 0 && w < params.axes[3].output;
   }
 
-  // A piece from byte offsets into the staging. Elements that do not exist have a source all the same, and are not stored.
+  // A piece from byte offsets into the staging. Along W elements that do not exist have a source all the same; channels that do
+  // not exist may lie behind the staging.
   template <bool kChannelsInner, class Warp>
   CONVT_HOST_DEVICE static void store_piece(Warp& warp, const std::int32_t (&source)[kVector], std::int32_t bias,
                                             std::uint32_t reached, std::uint32_t inside, bool contiguous,
@@ -247,8 +309,12 @@ struct Epilogue {
     float value[kVector];
 #pragma unroll
     for (int j = 0; j < kVector; ++j) {
-      const float sum = warp.template load<float>(source[j]);
-      value[j] = (reached >> j & 1 ? sum : 0.f) + warp.template load<float>(bias + (kChannelsInner ? j * 4 : 0));
+      float sum = 0, added = 0;
+      if (!kChannelsInner || (inside >> j & 1)) {
+        sum = warp.template load<float>(source[j]);
+        added = warp.template load<float>(bias + (kChannelsInner ? j * 4 : 0));
+      }
+      value[j] = (reached >> j & 1 ? sum : 0.f) + added;
     }
     if (contiguous && inside == kWhole) {
       warp.store_global16(target, pack<kOperand>(value));
@@ -263,8 +329,7 @@ struct Epilogue {
   // The same where W phases are cut: neighbours in the tile are not neighbours in the output.
   template <class Warp>
   CONVT_HOST_DEVICE static void store_scattered(Warp& warp, const Item& item, std::int32_t done, char* target,
-                                                const GemmParams& params, const PhaseBlock& block,
-                                                std::int32_t piece) {
+                                                const GemmParams& params, const PhaseBlock& block, std::int32_t piece) {
     const std::int64_t stride = params.output_strides[4] * kBytes;
     const float bias = warp.template load<float>((item.bias + done) * 4);
 #pragma unroll 1

@@ -49,18 +49,18 @@ struct PhaseBlock {
   std::int32_t first_step;        // shifts of earlier blocks
   std::int32_t steps;             // shifts of this block
   std::int32_t lanes_log2;        // threads over which the epilogue spreads channels, log2
-  FastDivisor by_piece;           // 16-byte pieces of a tile's output row; output pixels of it when stored along channels
-  FastDivisor by_w;               // w_count
+  FastDivisor by_piece;  // 16-byte pieces of a tile's output row; output pixels of it when stored along channels
+  FastDivisor by_w;  // w_count
 };
 
 struct TileAxis {
-  std::int64_t input;             // input extent
-  std::int64_t output;            // output extent
+  std::int64_t input;  // input extent
+  std::int64_t output;  // output extent
   std::int64_t q_begin;
   std::int64_t q_count;
-  std::int64_t origin;            // o + origin = stride * q + phase
+  std::int64_t origin;  // o + origin = stride * q + phase
   std::int32_t stride;
-  std::int32_t tile;              // q positions of a tile
+  std::int32_t tile;  // q positions of a tile
   std::int32_t tiles;
   FastDivisor by_tile, by_tiles, by_stride;
 };
@@ -70,46 +70,48 @@ struct TableLayout {
   std::int32_t groups;
   std::int32_t shifts;
   std::int32_t phases;
-  std::int32_t slots;             // int16
-  std::int32_t bytes;             // all tables, rounded up to 256
+  std::int32_t slots;  // int16
+  std::int32_t bytes;  // all tables, rounded up to 256
 };
 
 // Offsets in shared memory of a launch.
 struct SharedLayout {
-  std::int32_t filter;            // [stage][slab]
-  std::int32_t patch;             // [stage][plane][pixel][16 B]
+  std::int32_t filter;  // [stage][slab]
+  std::int32_t patch;  // [stage][plane][pixel][16 B]
   std::int32_t patch_stage_bytes;
-  std::int32_t pixel_table;       // int32 [pixel]
+  std::int32_t pixel_table;  // int32 [pixel]
   std::int32_t bytes;
 };
 
 struct GemmParams {
   const void* input;
-  const void* bias;               // or null
+  const void* bias;  // or null
   void* output;
-  const char* tables;             // PhaseBlock[phase_blocks], then as `table` says
-  const char* filter;             // [conv group][channel block][phase block][shift group][chunk][shift]{[copy][plane][row][16 B], header}
-  float* partial;                 // [tile][split][accumulator][thread], or null
-  std::uint32_t* arrived;         // [tile], zero, or null
-  std::int64_t input_strides[2 + kAxes];    // N, C, D, H, W, elements
+  const char* tables;  // PhaseBlock[phase_blocks], then as `table` says
+  const char*
+      filter;  // [conv group][channel block][phase block][shift group][chunk][shift]{[copy][plane][row][16 B], header}
+  float* partial;  // [tile][split][accumulator][thread], or null
+  std::uint32_t* arrived;  // [tile], zero, or null
+  std::int64_t input_strides[2 + kAxes];  // N, C, D, H, W, elements
   std::int64_t output_strides[2 + kAxes];
   std::int64_t bias_stride;
   TileAxis axes[kTileAxes];
   TableLayout table;
   SharedLayout shared;
-  std::int32_t in_channels;       // per conv group
-  std::int32_t out_channels;      // per conv group
+  std::int32_t in_channels;  // per conv group
+  std::int32_t out_channels;  // per conv group
   std::int32_t conv_groups;
-  std::int32_t block_channels;    // output channels of a row block
+  std::int32_t block_channels;  // output channels of a row block
   std::int32_t channel_blocks;
   std::int32_t phase_blocks;
-  std::int32_t chunks;            // of in_channels
-  std::int32_t steps;             // shifts of all phase blocks
+  std::int32_t chunks;  // of in_channels
+  std::int32_t steps;  // shifts of all phase blocks
   FastDivisor by_phase_blocks, by_channel_blocks, by_splits;
-  std::int32_t splits;            // of the reduction
-  std::int32_t input_vectors;     // 1: channels are contiguous, aligned and whole: 16-byte loads
-  std::int32_t output_channels_inner;       // 1: the epilogue stores along channels, 0: along W
-  std::int32_t output_vectors;    // 1: 16-byte stores along channels are aligned
+  std::int32_t splits;  // of the reduction
+  std::int32_t input_vectors;  // 1: channels are contiguous, aligned and whole: 16-byte loads
+  std::int32_t output_channels_inner;  // 1: the epilogue stores along channels, 0: along W
+  std::int32_t output_vectors;  // 1: 16-byte stores along channels are aligned
+  std::int32_t direct;  // elements that the accumulators' owners store at once: 0 goes through shared memory
 };
 
 // `pixels`: of the largest patch; `phases`: of the largest block, empty ones included.

@@ -26,7 +26,8 @@ struct Mma {
   template <int kLanes>
   struct State {
     Lanes<float, kLanes> sum[kRowTiles][kPixelTiles][4];
-    Lanes<std::uint32_t, kLanes> position[kPixelPairs];   // byte offset of this lane's ldmatrix row, patch and shift aside
+    Lanes<std::uint32_t, kLanes>
+        position[kPixelPairs];   // byte offset of this lane's ldmatrix row, patch and shift aside
     Lanes<std::uint32_t, kLanes> row;                     // the same for the filter
     // This step and the next: byte offset of the patch moved by the shift, and the row tiles that have a tap.
     Lanes<std::int32_t, kLanes> shifted;
@@ -114,8 +115,7 @@ struct Mma {
     warp.lanes([&](int lane) {
 #pragma unroll
       for (int pair = 0; pair < kPixelPairs; ++pair) {
-        pixels[pair][lane] =
-            state.position[pair][lane] + state.shifted[lane] + step * kMmaPlanes * patch_plane_bytes;
+        pixels[pair][lane] = state.position[pair][lane] + state.shifted[lane] + step * kMmaPlanes * patch_plane_bytes;
       }
     });
 #pragma unroll

@@ -14,7 +14,8 @@ struct PatchLoader {
   static constexpr int kChunk = kConfig.planes * kVector;             // channels
   static constexpr int kBytes = operand_bytes(kOperand);
   // Registers per batch: channels are gathered one by one, a register each. ieee needs the others for its products.
-  static constexpr int kBatchWords = kOperand == Operand::ieee ? 8 : 16;
+  static constexpr int kBatchWords =
+      kOperand == Operand::ieee || (kOperand != Operand::tf32 && kConfig.blocks > 2) ? 8 : 16;
   static constexpr int kBatchPlanes = min_of(kConfig.planes, kBatchWords / kVector);
   static constexpr int kBatches = kConfig.planes / kBatchPlanes;      // per pixel
   static constexpr int kBatchChannels = kBatchPlanes * kVector;
@@ -125,7 +126,7 @@ struct PatchLoader {
 #pragma unroll
         for (int at_word = 0; at_word < 4; ++at_word) {
           if constexpr (kOperand == Operand::tf32) {
-            packed.word[at_word] = round_to_tf32(word[plane * 4 + at_word]);
+            packed.word[at_word] = nearest_tf32_operand(word[plane * 4 + at_word]);
           } else if constexpr (kOperand == Operand::ieee) {
             packed.word[at_word] = word[plane * 4 + at_word];
           } else {
@@ -137,6 +138,26 @@ struct PatchLoader {
         warp.template store<Vector16>(first + own * 16 + plane * pitch, packed);
       }
     });
+  }
+
+  // The first patch, before there are sums to keep: several batches on their way at a time.
+  template <int kLanes, class Warp>
+  CONVT_HOST_DEVICE static void load_whole(Warp& warp, const GemmParams& params, const ShiftGroup& group,
+                                           const char* patch_origin, std::int32_t chunk, std::int32_t patch) {
+    constexpr int together = kOperand == Operand::tf32 ? 4 : 2;
+    State<kLanes> state[together];
+    const std::int32_t count = batches(group);
+#pragma unroll 1
+    for (std::int32_t first = 0; first < count; first += together) {
+#pragma unroll
+      for (int at = 0; at < together; ++at) {
+        if (first + at < count) load(warp, state[at], params, group, patch_origin, chunk, first + at);
+      }
+#pragma unroll
+      for (int at = 0; at < together; ++at) {
+        if (first + at < count) store(warp, state[at], params, group, patch, first + at);
+      }
+    }
   }
 
  private:

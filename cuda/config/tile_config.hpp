@@ -38,6 +38,10 @@ struct TileConfig {
   int filter_stages;    // depth of the filter pipeline
   int blocks;           // thread blocks per multiprocessor that registers and shared memory must leave room for
 
+  // The products of ieee take registers that a third block has not to spare.
+  CONVT_HOST_DEVICE constexpr int blocks_of(Operand operand) const {
+    return operand == Operand::ieee && blocks == 3 ? 2 : blocks;
+  }
   CONVT_HOST_DEVICE constexpr int warps() const { return warps_m * warps_n; }
   CONVT_HOST_DEVICE constexpr int threads() const { return 32 * warps(); }
   CONVT_HOST_DEVICE constexpr int warp_rows() const { return rows / warps_m; }

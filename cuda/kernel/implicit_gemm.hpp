@@ -20,7 +20,7 @@ struct ImplicitGemm {
   static constexpr TileConfig config = kConfig;
   static constexpr Operand operand = kOperand;
   static constexpr int kThreads = kConfig.threads();
-  static constexpr int kBlocks = kConfig.blocks;
+  static constexpr int kBlocks = kConfig.blocks_of(kOperand);
   static constexpr bool kAhead = Products::kBuffers == 2;   // fragments are fetched one MMA step ahead
 
   template <int kLanes>
@@ -40,10 +40,10 @@ struct ImplicitGemm {
     const PhaseBlock phases = block.template load<PhaseBlock>(tables + tile.phase_block * sizeof(PhaseBlock));
     const PatchRange patches = patches_of(params, phases, tile.split);
 
-    block.each_warp(states, [=](Warp& warp, WarpState& state) { Products::clear(warp, state.products); });
-
     if (patches.begin < patches.end) {
-      const auto group_at = [&](std::int32_t patch) {
+      // Read anew for the same reason as the tile below.
+      const auto group_at = [&](const Tile& of, std::int32_t patch) {
+        const auto phases = block.template load<PhaseBlock>(tables + of.phase_block * sizeof(PhaseBlock));
         const std::int32_t index = phases.first_group + patch / params.chunks;
         return block.template load<ShiftGroup>(tables + params.table.groups + index * sizeof(ShiftGroup));
       };
@@ -51,14 +51,14 @@ struct ImplicitGemm {
       const auto step_at = [&](const ShiftGroup& group, std::int32_t patch) {
         return group.first_step * params.chunks + patch % params.chunks * group.shifts;
       };
-      ShiftGroup group = group_at(patches.begin), next_group = group;
+      ShiftGroup group = group_at(tile, patches.begin), next_group = group;
       const std::int32_t first_step = step_at(group, patches.begin);
       const std::int32_t last_step = patches.end == phases.groups * params.chunks
                                          ? phases.steps * params.chunks
-                                         : step_at(group_at(patches.end), patches.end);
-      const std::int64_t stream = (std::int64_t(tile.conv_group) * params.channel_blocks + tile.channel_block) *
-                                      params.steps * params.chunks +
-                                  std::int64_t(phases.first_step) * params.chunks + first_step;
+                                         : step_at(group_at(tile, patches.end), patches.end);
+      const std::int64_t stream =
+          (std::int64_t(tile.conv_group) * params.channel_blocks + tile.channel_block) * params.steps * params.chunks +
+          std::int64_t(phases.first_step) * params.chunks + first_step;
       const char* slab = params.filter + stream * Filter::kSlabBytes;
       std::int32_t slabs_left = last_step - first_step;
 
@@ -77,12 +77,8 @@ struct ImplicitGemm {
       const char* patch_origin = Patch::origin(params, tile, group);
       block.each_warp(states, [=, &params](Warp& warp, WarpState& state) {
         Patch::tabulate(warp, params, tile, group);
-        const std::int32_t batches = Patch::batches(group), chunk = patches.begin % params.chunks;
-#pragma unroll 1
-        for (std::int32_t batch = 0; batch < batches; ++batch) {
-          Patch::load(warp, state.patch, params, group, patch_origin, chunk, batch);
-          Patch::store(warp, state.patch, params, group, params.shared.patch, batch);
-        }
+        Patch::template load_whole<Executor::kLanes>(warp, params, group, patch_origin, patches.begin % params.chunks,
+                                                     params.shared.patch);
       });
 
       std::int32_t stage = kConfig.filter_stages - 1, parity = 0;   // the slab in use, and the patch
@@ -94,9 +90,8 @@ struct ImplicitGemm {
         stage = stage + 1 == kConfig.filter_stages ? 0 : stage + 1;
         const std::int32_t patch = params.shared.patch + parity * params.shared.patch_stage_bytes;
         const std::int32_t header = Filter::stage_offset(stage) + Filter::kHeader;
-        block.each_warp(states, [=](Warp& warp, WarpState& state) {
-          Products::enter(warp, state.products, patch, header);
-        });
+        block.each_warp(states,
+                        [=](Warp& warp, WarpState& state) { Products::enter(warp, state.products, patch, header); });
       };
       // Fragments of a step's MMA step; those of the first are fetched before the products of the step before.
       const auto fetch = [&](int step) {
@@ -106,8 +101,8 @@ struct ImplicitGemm {
         });
       };
 
-      const auto* first_record = tables + params.table.shifts +
-                                 group.first_shift * sizeof(ShiftRecord);
+      block.each_warp(states, [=](Warp& warp, WarpState& state) { Products::clear(warp, state.products); });
+      const auto* first_record = tables + params.table.shifts + group.first_shift * sizeof(ShiftRecord);
       const ShiftRecord record = block.template load<ShiftRecord>(first_record);
       block.each_warp(states, [=, &params](Warp& warp, WarpState& state) {
         Products::place(warp, state.products, params, group);
@@ -128,7 +123,7 @@ struct ImplicitGemm {
       };
       const auto load_due = [&](std::int32_t shifts) {
         for (credit += batches; credit >= shifts; credit -= shifts) {
-          write_pending();   // few steps and much to load: some latency shows
+          write_pending();  // few steps and much to load: some latency shows
           const std::int32_t batch = loaded, next_chunk = chunk + 1 == params.chunks ? 0 : chunk + 1;
           block.each_warp(states, [=, &params](Warp& warp, WarpState& state) {
             Patch::load(warp, state.patch, params, next_group, patch_origin, next_chunk, batch);
@@ -140,12 +135,12 @@ struct ImplicitGemm {
       const auto prepare = [&](std::int32_t patch) {
         const bool more = patch + 1 < patches.end;
         if (more && chunk + 1 == params.chunks) {
-          next_group = group_at(patch + 1);
-          patch_origin = Patch::origin(params, tile, next_group);
+          const Tile again = tile_of(params, block.index());
+          next_group = group_at(again, patch + 1);
+          patch_origin = Patch::origin(params, again, next_group);
           // The table's entries are private to their threads, and the loads that used them are done.
-          block.each_warp(states, [=, &params](Warp& warp, WarpState&) {
-            Patch::tabulate(warp, params, tile, next_group);
-          });
+          block.each_warp(states,
+                          [=, &params](Warp& warp, WarpState&) { Patch::tabulate(warp, params, again, next_group); });
         }
         batches = more ? Patch::batches(next_group) : 0;
         loaded = credit = 0;
@@ -192,15 +187,27 @@ struct ImplicitGemm {
         }
       }
       block.each_warp(states, [](Warp& warp, WarpState&) { warp.template wait<0>(); });
+    } else {
+      block.each_warp(states, [=](Warp& warp, WarpState& state) { Products::clear(warp, state.products); });
     }
 
-    if (params.splits > 1 && !Splits::join(block, states, params, tile)) return;
-    block.sync(kStagingBarrier);   // the staging takes the pipeline's place
+    // Found anew: kept, tile and phases would take the registers of the main loop.
+    const Tile leaving = tile_of(params, block.index());
+    if (params.splits > 1 && !Splits::join(block, states, params, leaving)) return;
+    if (params.direct) {
+      block.each_warp(states, [=, &params](Warp& warp, WarpState& state) {
+        Output::write_direct(warp, state.products, params, leaving);
+      });
+      block.finish();
+      return;
+    }
+    const PhaseBlock left = block.template load<PhaseBlock>(tables + leaving.phase_block * sizeof(PhaseBlock));
+    block.sync(kStagingBarrier);  // the staging takes the pipeline's place
     block.each_warp(states, [=, &params](Warp& warp, WarpState& state) {
-      Output::stage(warp, state.products, params, tile, phases);
+      Output::stage(warp, state.products, params, leaving, left);
     });
     block.sync(kOutputBarrier);
-    block.each_warp(states, [=, &params](Warp& warp, WarpState&) { Output::write(warp, params, tile, phases); });
+    block.each_warp(states, [=, &params](Warp& warp, WarpState&) { Output::write(warp, params, leaving, left); });
     block.finish();
   }
 
@@ -208,7 +215,7 @@ struct ImplicitGemm {
   static constexpr int kStepBarrier = 0;
   static constexpr int kStagingBarrier = 1;
   static constexpr int kOutputBarrier = 2;
-  static constexpr int kSplitBarriers = 3;   // and 4
+  static constexpr int kSplitBarriers = 3;  // and 4
 };
 
 }  // namespace convt

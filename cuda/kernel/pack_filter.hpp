@@ -45,9 +45,8 @@ struct PackFilter {
     const std::int32_t conv_group = std::int32_t(outer / params.channel_blocks);
 
     const auto* blocks = reinterpret_cast<const PhaseBlock*>(tables);
-    std::int32_t low = last_not_after(params.phase_blocks, [&](std::int32_t at) {
-      return blocks[at].first_step * params.chunks <= step;
-    });
+    std::int32_t low = last_not_after(params.phase_blocks,
+                                      [&](std::int32_t at) { return blocks[at].first_step * params.chunks <= step; });
     const PhaseBlock& block = blocks[low];
     step -= block.first_step * params.chunks;
     const auto* groups = reinterpret_cast<const ShiftGroup*>(tables + params.table.groups) + block.first_group;
@@ -80,8 +79,7 @@ struct PackFilter {
         const std::int32_t stride = std::int32_t(along.stride), own = phase % stride;
         phase /= stride;
         // dilation * tap - padding + origin = stride * shift + phase
-        const std::int64_t reach =
-            along.stride * shift.shift[axis] + own + along.padding - params.origin[axis];
+        const std::int64_t reach = along.stride * shift.shift[axis] + own + along.padding - params.origin[axis];
         const std::int64_t tap = reach / along.dilation;
         there = there && reach >= 0 && tap * along.dilation == reach && tap < along.filter;
         offset += tap * params.strides[2 + axis];
@@ -89,10 +87,10 @@ struct PackFilter {
     }
     const int vector = operand_vector(params.operand), bytes = operand_bytes(params.operand);
     const std::int32_t first = (chunk * params.planes + plane) * vector;
-    const char* source =
-        static_cast<const char*>(params.filter) +
-        (offset + channel * params.strides[1] +
-         (std::int64_t(conv_group) * params.in_channels + first) * params.strides[0]) * bytes;
+    const char* source = static_cast<const char*>(params.filter) +
+                         (offset + channel * params.strides[1] +
+                          (std::int64_t(conv_group) * params.in_channels + first) * params.strides[0]) *
+                             bytes;
 
     Vector16 high{}, low_half{};
     for (int element = 0; element < vector; ++element) {

@@ -43,7 +43,8 @@ __global__ void __launch_bounds__(PackFilter::kThreads)
   }
 }
 
-__global__ void __launch_bounds__(PackFilter::kThreads) pack_filter_in_place(const __grid_constant__ PackParams params) {
+__global__ void __launch_bounds__(PackFilter::kThreads)
+    pack_filter_in_place(const __grid_constant__ PackParams params) {
   const std::int64_t thread = std::int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
   const std::int64_t threads = std::int64_t(gridDim.x) * blockDim.x;
   clear_counters(params, thread, threads);

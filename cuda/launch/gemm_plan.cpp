@@ -34,9 +34,12 @@ const std::vector<TileConfig>& gemm_configs() {
 
 Operand operand_of(DType dtype, Precision precision) {
   switch (dtype) {
-    case DType::bfloat16: return Operand::bfloat16;
-    case DType::float16: return Operand::float16;
-    default: return precision == Precision::tf32 ? Operand::tf32 : Operand::ieee;
+    case DType::bfloat16:
+      return Operand::bfloat16;
+    case DType::float16:
+      return Operand::float16;
+    default:
+      return precision == Precision::tf32 ? Operand::tf32 : Operand::ieee;
   }
 }
 
@@ -50,7 +53,8 @@ std::int64_t shared_capacity(const DeviceTraits& device, std::int64_t blocks) {
 }
 
 // Pixels that a patch may have, so that `blocks` thread blocks fit a multiprocessor.
-std::int64_t pixel_capacity(const TileConfig& config, Operand operand, const DeviceTraits& device, std::int64_t blocks) {
+std::int64_t pixel_capacity(const TileConfig& config, Operand operand, const DeviceTraits& device,
+                            std::int64_t blocks) {
   const std::int64_t left = shared_capacity(device, blocks) - config.filter_stages * config.slab_bytes(operand);
   return left / (kPatchStages * config.planes * 16 + 4);
 }
@@ -58,7 +62,7 @@ std::int64_t pixel_capacity(const TileConfig& config, Operand operand, const Dev
 // Thread blocks that a multiprocessor holds: as many as the configuration was made for, fewer where shared memory is
 // small. 0: not even one.
 int blocks_that_fit(const TileConfig& config, Operand operand, const DeviceTraits& device) {
-  int blocks = config.blocks;
+  int blocks = config.blocks_of(operand);
   while (blocks > 0 && (config.staging_bytes() > shared_capacity(device, blocks) ||
                         pixel_capacity(config, operand, device, blocks) < config.pixels)) {
     --blocks;
@@ -100,6 +104,21 @@ double patch_pixels(const Work& work, BlockShifts& block, const TileBox& box, do
   return pixels;
 }
 
+// Elements that leave straight from registers: where there are no phases, and pairs of positions do not straddle rows.
+int direct_elements(const ForwardRequest& request, const TileBox& box) {
+  std::int64_t reach = 0;
+  bool even = true;
+  for (int axis = 0; axis < kAxes; ++axis) {
+    const Axis& along = request.problem.axes[axis];
+    if (along.stride != 1) return 0;
+    reach += (box.tile[1 + axis] - 1) * request.output[2 + axis];
+    even = even && (axis == kAxes - 1 || request.output[2 + axis] % 2 == 0 || along.output() == 1);
+  }
+  reach += (box.tile[0] - 1) * request.output[0];
+  if (request.output[4] != 1 || box.tile[3] % 2 != 0 || reach * 4 > std::numeric_limits<std::int32_t>::max()) return 0;
+  return even && request.output[0] % 2 == 0 && request.output[1] % 2 == 0 ? 2 : 1;
+}
+
 // What a patch is taken for: itself, or the tile without a halo, which is never more and soon told.
 enum class Patches { exact, least };
 
@@ -121,6 +140,7 @@ std::optional<GemmCost> cost_of(const Work& work, std::vector<BlockShifts>& bloc
   const double filter_loads = config.warp_rows() / kMmaRows * filter_copies(work.operand);
   const double patch_loads = config.warp_pixels() / 16.0;
   const double loads = work.request.input[1] == 1 ? 1 : vector;    // instructions per 16 bytes
+  const bool direct = direct_elements(work.request, box) != 0;
   for (BlockShifts& block : blocks) {
     const double pixels =
         patches == Patches::least ? double(box.positions()) : patch_pixels(work, block, box, conflicts);
@@ -130,8 +150,11 @@ std::optional<GemmCost> cost_of(const Work& work, std::vector<BlockShifts>& bloc
                            std::min<std::int64_t>(block_channels, out_channels);
     const double own = double(block.shifts.size());
     mma += double(block.row_tiles) * (config.pixels / kMmaPixels) * mma_steps;
+    // A warp's load visits every row of pixels that it covers.
+    const double row_pixels = box.tile[3] + (block.shifts.empty() ? 0 : block.high[2] - block.low[2]);
+    const double lines = units * loads / 32 * (1 + 32 / row_pixels);
     shared += own * mma_steps * config.warps() * 4 * (filter_loads + patch_loads * conflicts) +
-              own * chunks * config.slab_bytes(work.operand) / 128.0 + units / 8 +
+              own * chunks * config.slab_bytes(work.operand) / 128.0 + units / 8 + lines +
               3.0 * config.rows * config.pixels / 32 + outputs / 32;
     // Warp instructions, counted in the compiled code.
     const double batches =
@@ -139,8 +162,9 @@ std::optional<GemmCost> cost_of(const Work& work, std::vector<BlockShifts>& bloc
     const double rows = outputs / (double(box.tile[3]) * block.block.w_count);
     const bool whole = block.block.w_count == problem.axes[2].stride || work.request.output[1] == 1;
     const double pieces = outputs * bytes / 16 + rows * (work.request.output[1] == 1 ? 0 : 4);
-    const double own_aside = batches * config.warps() * (60 + (loads > 1 ? 70 : 0)) + pieces / 32 * (whole ? 18 : 120) +
-                             config.warps() * 900.0;
+    const double leaving = direct ? config.warps() * (240.0 + config.warp_rows() * config.warp_pixels() / 16)
+                                  : pieces / 32 * (whole ? 40 : 120) + config.warps() * 400.0;
+    const double own_aside = batches * config.warps() * (60 + (loads > 1 ? 70 : 0)) + leaving + config.warps() * 600.0;
     issue += own * mma_steps * config.warps() * (filter_loads + patch_loads * (ieee ? 9 : 1) + 8) +
              own * chunks * config.warps() * 45 + own_aside;
     aside += own_aside;
@@ -162,7 +186,8 @@ std::optional<GemmCost> cost_of(const Work& work, std::vector<BlockShifts>& bloc
   const double share = per_sm / each * cycle;
   const double partial = splits > 1 ? positions * each * config.rows * config.pixels * 4 : 0;
   GemmCost cost;
-  cost.tensor = mma * (ieee ? 3 : 1) * mma_cycles / 4 * share;
+  // Two warps along rows read every patch fragment twice: 6 % on problem 69, nothing on 64 (H200).
+  cost.tensor = mma * (ieee ? 3 : 1) * mma_cycles / 4 * share * (config.warps_m > 1 ? 1.06 : 1);
   cost.shared = shared * share;
   cost.issue = issue / 4 * share;
   cost.l2 = l2 / l2_bytes_per_cycle * share;
@@ -173,7 +198,7 @@ std::optional<GemmCost> cost_of(const Work& work, std::vector<BlockShifts>& bloc
                 device.memory_gbs * 1e-3;
   // What a thread block waits for alone: first patch and filter, barriers, the way out. Neighbours hide their share of it.
   const double resident = std::min<double>(work.blocks, per_sm);
-  const double latency = per_sm * (2500 + steps / each * 60) / resident * cycle;
+  const double latency = per_sm * (2500 + steps / each * 90) / resident * cycle;
   // Units overlap, but not perfectly: a 4-norm of what each needs.
   double power = 0;
   for (double term : {cost.tensor, cost.shared, cost.issue, cost.l2, cost.memory}) power += term * term * term * term;
@@ -214,7 +239,8 @@ std::vector<TileBox> boxes(const TileConfig& config, const std::int64_t (&q)[kTi
         const std::int64_t most = config.pixels / (std::int64_t(w) * h * d);
         const std::int64_t n = std::min(q[0], most);
         const TileBox box{{std::int32_t(ceil_div(q[0], ceil_div(q[0], n))), d, h, w}};
-        if (box.positions() * 2 >= std::min<std::int64_t>(config.pixels, q[0] * q[1] * q[2] * q[3])) made.push_back(box);
+        if (box.positions() * 2 >= std::min<std::int64_t>(config.pixels, q[0] * q[1] * q[2] * q[3]))
+          made.push_back(box);
       }
     }
   }
@@ -238,7 +264,8 @@ std::vector<Origins> origins_of(const Problem& problem) {
 // Output channels per row block: equal shares of the channels, as they are and in eights, down to one.
 std::vector<std::int32_t> channel_blocks(std::int64_t channels, std::int32_t rows) {
   std::vector<std::int32_t> made;
-  for (std::int64_t most = std::min<std::int64_t>(channels, rows); most >= 1; most = most > 8 ? most * 3 / 4 : most / 2) {
+  for (std::int64_t most = std::min<std::int64_t>(channels, rows); most >= 1;
+       most = most > 8 ? most * 3 / 4 : most / 2) {
     const std::int64_t share = ceil_div(channels, ceil_div(channels, most));
     for (std::int64_t block : {share, std::min<std::int64_t>(round_up(share, 8), rows)}) {
       if (std::find(made.begin(), made.end(), block) == made.end()) made.push_back(std::int32_t(block));
@@ -270,8 +297,9 @@ std::variant<GemmPlan, std::string> build(const Work& work, const Candidate& cho
   plan.cost = choice.cost;
   const int vector = operand_vector(work.operand);
   const bool channels_inner = request.output[1] == 1 && request.output[4] != 1;
-  GemmTables tables = gemm_tables(blocks, choice.box, work.capacity,
-                                  {vector, work.config.threads(), choice.block_channels, request.output[1], channels_inner});
+  GemmTables tables =
+      gemm_tables(blocks, choice.box, work.capacity,
+                  {vector, work.config.threads(), choice.block_channels, request.output[1], channels_inner});
   plan.tables = std::move(tables.bytes);
 
   GemmParams& params = plan.params;
@@ -320,6 +348,7 @@ std::variant<GemmPlan, std::string> build(const Work& work, const Candidate& cho
   params.output_vectors = params.output_channels_inner && whole_vectors(request.output, 1, vector) &&
                           params.out_channels % vector == 0 && params.block_channels % vector == 0;
 
+  params.direct = direct_elements(request, choice.box);
   const auto* groups = reinterpret_cast<const ShiftGroup*>(plan.tables.data() + params.table.groups);
   for (int block = 0, index = 0; block < params.phase_blocks; ++block) {
     for (int own = reinterpret_cast<const PhaseBlock*>(plan.tables.data())[block].groups; own > 0; --own, ++index) {
@@ -408,7 +437,8 @@ std::variant<GemmPlan, std::string> plan_gemm(const ForwardRequest& request, con
         for (std::int32_t splits = 1; splits <= 64; splits *= 2) {
           if (splits > 1 && !can_split(work, blocks, q, box, channels, splits)) break;
           // Cutting shifts into groups takes time: not for what loses anyway.
-          if (best && cost_of(work, blocks, q, box, channels, splits, Patches::least)->total >= best->cost.total) continue;
+          if (best && cost_of(work, blocks, q, box, channels, splits, Patches::least)->total >= best->cost.total)
+            continue;
           const auto cost = cost_of(work, blocks, q, box, channels, splits, Patches::exact);
           if (!cost) break;
           if (!best || cost->total < best->cost.total) {
@@ -441,6 +471,10 @@ GemmLaunch bind(const GemmPlan& plan, const ForwardPointers& pointers) {
   // The plan counts on torch's alignment; views may have less.
   if (reinterpret_cast<std::uintptr_t>(pointers.input) % 16 != 0) launch.gemm.input_vectors = 0;
   if (reinterpret_cast<std::uintptr_t>(pointers.output) % 16 != 0) launch.gemm.output_vectors = 0;
+  if (reinterpret_cast<std::uintptr_t>(pointers.output) % (2 * operand_bytes(plan.operand)) != 0 &&
+      launch.gemm.direct == 2) {
+    launch.gemm.direct = 1;
+  }
   return launch;
 }
 

@@ -5,8 +5,8 @@
 #include <vector>
 
 #include "collective/gemm_params.hpp"
-#include "kernel/pack_filter.hpp"
 #include "geometry/tap_table.hpp"
+#include "kernel/pack_filter.hpp"
 #include "launch/request.hpp"
 
 namespace convt {

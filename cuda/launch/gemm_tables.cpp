@@ -56,8 +56,8 @@ BlockShifts block_of(const Problem& problem, const std::array<PhaseShifts, kAxes
       made.slots.push_back(std::int16_t(slot));
       made.phases.push_back(std::int32_t(phase * problem.axes[2].stride + phase_w));
       std::uint32_t mask = 0;
-      for (std::int32_t tile = slot * block_channels / kMmaRows;
-           tile <= ((slot + 1) * block_channels - 1) / kMmaRows; ++tile) {
+      for (std::int32_t tile = slot * block_channels / kMmaRows; tile <= ((slot + 1) * block_channels - 1) / kMmaRows;
+           ++tile) {
         mask |= 1u << tile;
       }
       for (std::int32_t x : d) {
@@ -81,7 +81,8 @@ BlockShifts block_of(const Problem& problem, const std::array<PhaseShifts, kAxes
   return made;
 }
 
-void span_of(const ShiftRecord* begin, const ShiftRecord* end, std::int32_t (&low)[kAxes], std::int32_t (&high)[kAxes]) {
+void span_of(const ShiftRecord* begin, const ShiftRecord* end, std::int32_t (&low)[kAxes],
+             std::int32_t (&high)[kAxes]) {
   for (int axis = 0; axis < kAxes; ++axis) {
     low[axis] = high[axis] = begin->shift[axis];
     for (const ShiftRecord* at = begin; at != end; ++at) {

@@ -84,6 +84,10 @@ class HostWarp {
     aligned(target, sizeof(T));
     std::memcpy(target, &value, sizeof(T));
   }
+  template <class T>
+  void store_global_pair(char* target, const T& value) {
+    store_global(target, value);
+  }
   void store_global16(char* target, const Vector16& value) { store_global(target, value); }
 
   void copy_async16(int, std::int32_t offset, const char* source) {

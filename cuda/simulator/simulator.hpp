@@ -1,7 +1,7 @@
 #pragma once
 
-#include "simulator/block_executor.hpp"
 #include "launch/gemm_plan.hpp"
+#include "simulator/block_executor.hpp"
 
 namespace convt::simulator {
 

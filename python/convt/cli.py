@@ -115,6 +115,22 @@ def _add_gpu_benches(suites: Any) -> None:
     bench.add_argument("--resume", action="store_true", help="leave out what --out has of this commit and machine")
     bench.set_defaults(run=_bench_kernelbench)
 
+    table = suites.add_parser("table", help="results of kernelbench as Markdown, for the documentation")
+    table.add_argument("results", nargs="*", type=Path, help="files that --out wrote")
+    table.add_argument(
+        "--kind",
+        choices=("layers", "means", "torch", "facts"),
+        default="layers",
+        help="a row per problem (the default), geometric means, PyTorch's settings, or the machine",
+    )
+    table.add_argument(
+        "--filter", nargs="+", default=[], metavar="WORD", help="only these directions, precisions, layouts, problems"
+    )
+    table.add_argument(
+        "--update", nargs="+", default=[], type=Path, metavar="DOCUMENT", help="write the tables that documents ask for"
+    )
+    table.set_defaults(run=_bench_table)
+
     roofline = suites.add_parser("roofline", help="what this machine copies and multiplies per second")
     roofline.add_argument("--device", choices=("cpu", "cuda"), help="a GPU by default when PyTorch sees one")
     roofline.add_argument("--seconds", type=_positive, default=0.3, help="time to measure each line for (0.3)")
@@ -217,6 +233,18 @@ def _bench_roofline(options: argparse.Namespace) -> int:
     from convt.bench import roofline
 
     return roofline.run(device=options.device or _standard_device(), seconds=options.seconds, out=options.out)
+
+
+def _bench_table(options: argparse.Namespace) -> int:
+    from convt.bench import tables
+
+    if not options.results and not options.update:
+        raise ValueError("table: nothing to do; name results files, or documents with --update")
+    for document in options.update:
+        print(f"{document}: {'written' if tables.update(document) else 'unchanged'}")
+    if options.results:
+        print(tables.KINDS[options.kind](tables.read(options.results, options.filter)))
+    return 0
 
 
 def _standard_device() -> str:

@@ -38,14 +38,16 @@ _dispatch_modes = torch._C._len_torch_dispatch_stack
 _profiler_enabled = torch._C._autograd._profiler_enabled
 
 
-def _plain_keys() -> tuple[Any, Any]:
-    """The dispatch keys of an ordinary tensor on a CPU, and on a GPU: what every tensor has besides its device."""
+def _plain_keys() -> frozenset[int]:
+    """The dispatch keys of an ordinary tensor on a CPU, and on a GPU: what every tensor has besides its device.
+
+    As integers: comparing two sets of keys costs as much as a look-up of a plan.
+    """
     keys, of = torch._C.DispatchKey, torch._C.DispatchKeySet
-    cpu = _dispatch_keys(torch.empty(0))
-    raw = cpu.raw_repr()
+    cpu = raw = _dispatch_keys(torch.empty(0)).raw_repr()
     for here, there in ((keys.CPU, keys.CUDA), (keys.AutocastCPU, keys.AutocastCUDA)):
         raw ^= of(here).raw_repr() ^ of(there).raw_repr()
-    return cpu, of.from_raw_repr(raw)
+    return frozenset((cpu, raw))
 
 
 _PLAIN = _plain_keys()
@@ -117,12 +119,10 @@ def _contract_below(result: int, a: Tensor, b: Tensor, bias: Tensor | None, form
 
 def _skips_dispatch(*tensors: Tensor | None) -> bool:
     """Whether the dispatcher would do nothing but call the operator."""
-    return all(tensor is None or _is_plain(tensor) for tensor in tensors) and not _is_watched()
-
-
-def _is_plain(tensor: Tensor) -> bool:
-    """A dense tensor with no wrapper, subclass or lazy negation that the dispatcher would have to resolve."""
-    return _dispatch_keys(tensor) in _PLAIN
+    for tensor in tensors:  # each a dense one, with no wrapper, subclass or lazy negation that it would have to resolve
+        if tensor is not None and _dispatch_keys(tensor).raw_repr() not in _PLAIN:
+            return False
+    return not _is_watched()
 
 
 def _is_watched() -> bool:
@@ -150,7 +150,7 @@ class Contraction(_SingleLevelFunction):
         ctx.form = form
         ctx.joint = None
         if modes is None:
-            if result == OUTPUT and _skips_dispatch(a, b):
+            if result == OUTPUT and a.is_cpu and _skips_dispatch(a, b):  # elsewhere there is nothing to look up
                 backend = ctx.backend = settings.current_backend()
                 ctx.joint = operators.joint_backward(operand(a), operand(b), form.geometry, backend)
             return _contract_below(result, a, b, bias, form)

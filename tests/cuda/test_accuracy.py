@@ -99,9 +99,12 @@ def test_forced_kernels(device, kernel):
         tensors = operands(layer, torch.float32, device, 0.0)
         exact = conv_transpose(*tensors, **layer.keywords)
         rounded = tf32_nearest(tensors[0]), tf32_nearest(tensors[1]), tensors[2]
+        # Tensor cores keep 22 bits of a product and truncate sums. PyTorch's few roundings of a sum of four terms are
+        # less, and the cost model gives those to another kernel.
+        share = 2.5 if layer.name == "2d-depthwise" else 2.0
         with settings.cudnn_precision("ieee"):
             rivals = {
-                "ieee": (2.0, THEIRS[layer.rank](*tensors, **layer.keywords)),
+                "ieee": (share, THEIRS[layer.rank](*tensors, **layer.keywords)),
                 "tf32": (1.1, conv_transpose(*rounded, **layer.keywords)),
             }
         for precision, (factor, rival) in rivals.items():

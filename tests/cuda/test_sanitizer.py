@@ -15,12 +15,12 @@ TOOL = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", pa
 
 
 @pytest.mark.cuda
-@pytest.mark.parametrize("check", ("memcheck", "racecheck"))
-def test_sanitizer_finds_nothing(check):
+@pytest.mark.parametrize(("check", "amount"), (("memcheck", "all"), ("racecheck", "some")))
+def test_sanitizer_finds_nothing(check, amount):
     if TOOL is None:
         pytest.skip("compute-sanitizer is not on PATH")
     run = subprocess.run(
-        [TOOL, "--tool", check, "--error-exitcode", "86", "--print-limit", "5", sys.executable, str(SCRIPT)],
+        [TOOL, "--tool", check, "--error-exitcode", "86", "--print-limit", "5", sys.executable, str(SCRIPT), amount],
         capture_output=True,
         text=True,
         timeout=100,

@@ -230,10 +230,12 @@ def test_plain_tensors_of_a_gpu_are_recognised():
     """By their dispatch keys: a fake tensor's are the same, but for those that make it fake."""
     keys = torch._C.DispatchKey
     with FakeTensorMode():
-        fake = torch._C._dispatch_keys(torch.empty(2, device="cuda"))
-        assert not ops._is_plain(torch.empty(2, device="cuda"))
-    assert ops._PLAIN[1].add(keys.Python).add(keys.PythonTLSSnapshot) == fake
-    assert ops._is_plain(torch.empty(2)) and not ops._is_plain(torch.empty(2, device="meta"))
+        fake = torch.empty(2, device="cuda")
+        plain = torch._C._dispatch_keys(fake).remove(keys.Python).remove(keys.PythonTLSSnapshot)
+        assert not ops._skips_dispatch(fake)
+    here = torch.empty(2)
+    assert frozenset((plain.raw_repr(), torch._C._dispatch_keys(here).raw_repr())) == ops._PLAIN
+    assert ops._skips_dispatch(here, None) and not ops._skips_dispatch(here, torch.empty(2, device="meta"))
 
 
 def test_fake_tensors_of_a_gpu_need_neither_gpu_nor_plan():

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from adversarial import ADVERSARIAL
 from convt import _C
 from convt.testing.kernelbench import PROBLEMS as KERNELBENCH
-from convt.testing.kernelbench import shrunk
 from simulated import CONFIGS, LAYOUTS, OPERANDS, Call, problem, problem_of
 from strategies import problems
 
@@ -19,12 +18,14 @@ pytestmark = pytest.mark.simulator
 
 # Dear to a simulator: one operand per configuration, in turn.
 COSTLY = {
-    "3d-dilated", "2d-67-33", "2d-3-130", "2d-17-1", "2d-depthwise-37", "2d-multiplier-3", "1d-depthwise", "3d-depthwise",
-    "2d-depthwise-k16", "2d-600", "1d-320-phases", "2d-k2s2", "3d-odd", "2d-large-filter", "1d-long-filter",
+    "2d-groups-of-8", "2d-67-33", "2d-3-130", "2d-17-1", "2d-depthwise-37", "2d-multiplier-3", "1d-depthwise",
+    "3d-depthwise", "2d-depthwise-k16", "2d-600", "1d-320-phases", "2d-k2s2", "3d-odd", "2d-large-filter",
+    "1d-long-filter",
 }  # fmt: skip
-# Large enough for a GPU; "tiles" and "split" below stand for them.
-LEFT_TO_GPUS = {"2d-pixel-of-1024", "2d-tiles", "2d-tiles-k4s2p1", "3d-tiles", "1d-tiles"}
+# Large enough for a GPU; smaller ones stand for them here.
+LEFT_TO_GPUS = {"2d-pixel-of-1024", "2d-tiles", "2d-tiles-k4s2p1", "3d-tiles", "1d-tiles", "3d-dilated"}
 NAMED = {case.name: problem_of(case) for case in ADVERSARIAL if case.name not in LEFT_TO_GPUS} | {
+    "3d-dilated-little": problem(1, (6, 5), (3, 4, 5), (2, 3, 2), dilation=(2, 3, 4)),
     "2d-67-5": problem(1, (67, 5), (5, 6), 3, padding=1),
     "1d-k-is-s": problem(2, (20, 6), (43,), 4, 4),
     "2d-aligned-origin": problem(1, (8, 12), (4, 4), 4, 2, padding=1),
@@ -35,12 +36,12 @@ PRECISE = [name for name in NAMED if name not in COSTLY]
 
 # What a problem is meant to make a plan do, and how its explanation shows it.
 FEATURES = {
-    "tiles": (problem(2, (12, 20), (23, 37), 3, padding=1), lambda told: max(told["tiles"].values()) > 1),
+    "tiles": (problem(1, (12, 9), (17, 31), (2, 3), padding=1), lambda told: max(told["tiles"].values()) > 1),
     "split": (problem(1, (150, 24), (3, 3), 3, padding=1), lambda told: told["split"] > 1),
     "split-strided": (problem(1, (132, 6), (4, 5), 4, 2, padding=1), lambda told: told["split"] > 1),
     "chunks": (problem(1, (99, 9), (7, 7), 3, padding=1), lambda told: told["chunks"] > 1),
-    "row-blocks": (problem(1, (5, 150), (6, 5), 3, 1, padding=1), lambda told: told["channel_blocks"] > 1),
-    "row-blocks-of-groups": (problem(1, (6, 390), (5, 4), 2, groups=2), lambda told: told["channel_blocks"] > 1),
+    "row-blocks": (problem(1, (5, 150), (6, 5), (1, 3), padding=(0, 1)), lambda told: told["channel_blocks"] > 1),
+    "row-blocks-of-groups": (problem(1, (6, 270), (5, 4), (2, 1), groups=2), lambda told: told["channel_blocks"] > 1),
     "phase-blocks": (problem(1, (6, 9), (3, 4, 3), (3, 4, 5), (3, 4, 5)), lambda told: told["phase_blocks"] > 1),
     "w-phases": (problem(1, (5, 1), (23,), 640, 320, padding=160), lambda told: told["phase_blocks"] > 1),
     "w-phases-2d": (problem(1, (3, 2), (3, 4), (3, 300), (2, 150)), lambda told: told["phase_blocks"] > 1),
@@ -50,6 +51,7 @@ FEATURES = {
     "slices": (problem(1, (6, 5), (5, 4, 3), 3, padding=1), lambda told: told["tile"]["d"] > 1),
 }
 
+ONE = {"multiprocessors": 1}
 exactly = settings(deadline=None, derandomize=True, database=None)
 
 
@@ -62,24 +64,40 @@ def number(*names: str) -> int:
     )
 
 
+def turn(name: str, config: str) -> str:
+    """The operand whose turn it is where one stands for all: for a second schedule, and for what takes long."""
+    return list(OPERANDS)[number(name, config) % len(OPERANDS)]
+
+
+def is_turn(name: str, config: str, operand: str) -> bool:
+    return turn(name, config) == operand
+
+
 def layouts_of(name: str, config: str, operand: str):
     """Half of the configurations share a layout, so that the definition is computed once for them."""
     which = number(name) + 2 * list(OPERANDS).index(operand) + CONFIGS.index(config) % 2
     return LAYOUTS[which % len(LAYOUTS)]
 
 
+def gpu_of(name: str, config: str, operand: str) -> dict[str, int] | None:
+    """An H200, with small tiles for its many multiprocessors, or one of them, where tiles are as large as they get."""
+    return None if number(name, config, operand) // 2 % 2 else ONE
+
+
 @pytest.mark.parametrize("config", CONFIGS)
 @pytest.mark.parametrize("name", PRECISE)
 def test_adversarial(name, config):
     for operand in OPERANDS:
-        Call(config, NAMED[name], operand, layouts_of(name, config, operand)).check(number(name, config, operand))
+        call = Call(config, NAMED[name], operand, layouts_of(name, config, operand), gpu_of(name, config, operand))
+        call.check(number(name, config, operand), 1 + is_turn(name, config, operand))
 
 
 @pytest.mark.parametrize("config", CONFIGS)
 @pytest.mark.parametrize("name", sorted(COSTLY & set(NAMED)))
 def test_adversarial_costly(name, config):
-    operand = list(OPERANDS)[number(name, config) % len(OPERANDS)]
-    Call(config, NAMED[name], operand, layouts_of(name, config, operand)).check(number(name, config, operand))
+    operand = turn(name, config)
+    layouts, device = layouts_of(name, config, operand), gpu_of(name, config, operand)
+    Call(config, NAMED[name], operand, layouts, device).check(number(name, config, operand))
 
 
 @pytest.mark.parametrize("config", CONFIGS)
@@ -89,7 +107,7 @@ def test_features_of_plans(name, config):
     seen = 0
     for operand in OPERANDS:
         call = Call(config, wanted, operand, layouts_of(name, config, operand))
-        call.check(number(name, config, operand))
+        call.check(number(name, config, operand), 1 + is_turn(name, config, operand))
         seen += shows(call.told)
     # Tiles of many rows have room for what small ones cut; elsewhere every plan has to do it.
     assert seen == len(OPERANDS) or (name == "phase-blocks" and call.told["tile"]["rows"] > 64), call.told
@@ -98,11 +116,11 @@ def test_features_of_plans(name, config):
 @pytest.mark.parametrize("config", CONFIGS)
 @pytest.mark.parametrize("name", KERNELBENCH)
 def test_kernelbench(name, config):
-    operand = list(OPERANDS)[number(name, config) % len(OPERANDS)]
-    full = shrunk(KERNELBENCH[name])
-    small = replace(full, input=tuple(min(extent, {1: 301, 2: 13, 3: 3}[full.rank]) for extent in full.input))
+    operand = turn(name, config)
+    full = KERNELBENCH[name]
+    small = replace(full, batch=1, input=tuple(min(extent, {1: 131, 2: 9, 3: 3}[full.rank]) for extent in full.input))
     layout = LAYOUTS[0] if number(name, config) % 8 < 4 else LAYOUTS[1]
-    Call(config, small, operand, layout).check(number(name, config, operand))
+    Call(config, small, operand, layout, ONE).check(number(name, config, operand))
 
 
 @pytest.mark.parametrize("layouts", LAYOUTS, ids=str)
@@ -111,12 +129,13 @@ def test_all_schedules(config, layouts):
     """Every order of the warps, copies early and late, and every layout: the same bits."""
     names = list(OPERANDS)
     operand = names[(LAYOUTS.index(layouts) + CONFIGS.index(config)) % len(names)]
-    Call(config, problem(2, (40, 24), (9, 7), 3, 2, padding=1, output_padding=1), operand, layouts).check(0, 6)
+    wanted = problem(2, (20, 24), (7, 5), 3, 2, padding=1, output_padding=1)
+    Call(config, wanted, operand, layouts, ONE).check(0, 6)
 
 
 def least_shared(config: str, operand: str, wanted) -> int:
     """Bytes of shared memory per block that a configuration cannot do without."""
-    refused, enough = 0, 227 * 1024
+    refused, enough = 0, 2**20
     while enough - refused > 256:
         middle = (refused + enough) // 2
         try:
@@ -134,9 +153,9 @@ def giving(shared: int) -> dict:
 
 
 CUT = {
-    "2d": problem(1, (6, 10), (30, 31), 3, padding=20, dilation=20),
-    "3d-strided": problem(1, (5, 6), (5, 9, 9), (2, 3, 3), (1, 2, 1), dilation=(1, 9, 11)),
-    "1d": problem(1, (9, 5), (700,), 4, padding=130, dilation=611),
+    "2d": problem(1, (6, 10), (14, 15), (2, 3), padding=25, dilation=(61, 30)),
+    "3d-strided": problem(1, (5, 6), (3, 5, 6), (1, 3, 2), (1, 2, 1), dilation=(1, 9, 31)),
+    "1d": problem(1, (9, 5), (300,), 4, padding=800, dilation=611),
 }
 
 
@@ -156,18 +175,18 @@ def test_patches_that_are_cut(config, operand):
             planes = tile["input_channels"] // OPERANDS[operand].vector
             assert patch * planes * 16 > call.told["shared_bytes"], f"not cut: {call.told}"
         assert call.told["shared_bytes"] <= least + 512 * at
-        call.check(number(config, operand) + at)
+        call.check(number(config, operand) + at, 1 + (at == CONFIGS.index(config) % len(CUT)))
 
 
 @pytest.mark.parametrize("config", CONFIGS)
 def test_random_problems(config):
-    @settings(exactly, max_examples=50)
+    @settings(exactly, max_examples=30)
     @given(
-        problems(max_macs=60_000),
+        problems(max_macs=20_000),
         st.sampled_from(sorted(OPERANDS)),
         st.sampled_from(LAYOUTS),
         st.integers(0, 5),
-        st.sampled_from((None, {"multiprocessors": 1}, {"multiprocessors": 1000})),
+        st.sampled_from((None, ONE, {"multiprocessors": 8})),
         st.integers(0, 99),
     )
     def is_the_definition(wanted, operand, layouts, first, device, seed):
@@ -182,5 +201,5 @@ def test_what_is_not_simulated_says_so():
         None, None,
     )  # fmt: skip
     assert plan.kernel != "implicit_gemm"
-    with pytest.raises(ValueError, match="only the implicit GEMM is simulated"):
+    with pytest.raises(ValueError, match="only implicit_gemm is simulated"):
         _C.simulate_forward(plan, 0, 0, 0, 0, 0)
