@@ -191,7 +191,7 @@ class DeviceExecutor {
   }
 
   // Counts this thread block in; true for the last of `expected`, which then sees what all others stored.
-  __device__ __forceinline__ bool arrive_last(std::uint32_t* counter, std::int32_t expected) {
+  __device__ __forceinline__ bool arrive_last(std::uint32_t* counter, std::int32_t expected, int) {
     __shared__ bool last;
     __threadfence();
     __syncthreads();

@@ -13,9 +13,16 @@ struct PatchLoader {
   static constexpr int kVector = operand_vector(kOperand);
   static constexpr int kChunk = kConfig.planes * kVector;             // channels
   static constexpr int kBytes = operand_bytes(kOperand);
-  // Registers per batch: channels are gathered one by one, a register each. ieee needs the others for its products.
-  static constexpr int kBatchWords =
-      kOperand == Operand::ieee || (kOperand != Operand::tf32 && kConfig.blocks > 2) ? 8 : 16;
+  // Registers per batch: channels are gathered one by one, a register each. What products and residency leave: with more, the
+  // compiler spills.
+  static constexpr int batch_words() {
+    if (kOperand == Operand::tf32) return 16;
+    if (kOperand == Operand::ieee) {
+      return kConfig.planes == 4 && kConfig.warp_rows() * kConfig.warp_pixels() == 64 * 64 ? 4 : 8;
+    }
+    return kConfig.blocks > 2 ? 8 : 16;
+  }
+  static constexpr int kBatchWords = batch_words();
   static constexpr int kBatchPlanes = min_of(kConfig.planes, kBatchWords / kVector);
   static constexpr int kBatches = kConfig.planes / kBatchPlanes;      // per pixel
   static constexpr int kBatchChannels = kBatchPlanes * kVector;

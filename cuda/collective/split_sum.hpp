@@ -14,7 +14,8 @@ struct SplitSum {
 
   // Returns false to the thread blocks that are not the last of their tile.
   template <class Executor, class States>
-  CONVT_HOST_DEVICE static bool join(Executor& block, States& states, const GemmParams& params, const Tile& tile) {
+  CONVT_HOST_DEVICE static bool join(Executor& block, States& states, const GemmParams& params, const Tile& tile,
+                                     int barrier) {
     using Warp = typename Executor::Warp;
     using WarpState = typename States::State;
     float* const all = params.partial + std::int64_t(tile.index) * params.splits * kTileFloats;
@@ -22,7 +23,7 @@ struct SplitSum {
     block.each_warp(states, [=](Warp& warp, WarpState& state) {
       each(warp, state, own, [&](float* cell, float& sum) { warp.store_global(reinterpret_cast<char*>(cell), sum); });
     });
-    if (!block.arrive_last(params.arrived + tile.index, params.splits)) return false;
+    if (!block.arrive_last(params.arrived + tile.index, params.splits, barrier)) return false;
     const std::int32_t splits = params.splits;
     block.each_warp(states, [=](Warp& warp, WarpState& state) {
       each(warp, state, all, [&](float*, float& sum) { sum = 0; });

@@ -193,7 +193,7 @@ struct ImplicitGemm {
 
     // Found anew: kept, tile and phases would take the registers of the main loop.
     const Tile leaving = tile_of(params, block.index());
-    if (params.splits > 1 && !Splits::join(block, states, params, leaving)) return;
+    if (params.splits > 1 && !Splits::join(block, states, params, leaving, kSplitBarrier)) return;
     if (params.direct) {
       block.each_warp(states, [=, &params](Warp& warp, WarpState& state) {
         Output::write_direct(warp, state.products, params, leaving);
@@ -215,7 +215,7 @@ struct ImplicitGemm {
   static constexpr int kStepBarrier = 0;
   static constexpr int kStagingBarrier = 1;
   static constexpr int kOutputBarrier = 2;
-  static constexpr int kSplitBarriers = 3;  // and 4
+  static constexpr int kSplitBarrier = 3;
 };
 
 }  // namespace convt

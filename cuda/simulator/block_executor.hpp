@@ -227,8 +227,8 @@ class BlockExecutor {
     return value;
   }
 
-  bool arrive_last(std::uint32_t* counter, std::int32_t expected) {
-    finish();
+  bool arrive_last(std::uint32_t* counter, std::int32_t expected, int barrier) {
+    sync(barrier);
     return ++*counter == std::uint32_t(expected);
   }
 

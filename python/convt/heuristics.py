@@ -46,8 +46,21 @@ def choose(problem: Problem, operator: str, dtype: torch.dtype, channels_last: b
 def choose_cuda(problem: Problem, operator: str, dtype: torch.dtype, channels_last: bool) -> str:
     """The backend to prefer on a GPU where both are legal, "native" or "aten".
 
-    operator is "forward", "grad_input" or "grad_weight"; channels_last tells the layout of the result.
+    operator is "forward", "grad_input" or "grad_weight"; channels_last tells the layout of the result. Read off the 17
+    KernelBench layers on an H200 (docs/tuning.md): cuDNN multiplies dense layers with Hopper's own instructions, which
+    these kernels do not have yet, and wins where there is much to multiply and nothing to skip.
     """
+    if problem.groups > 1 or dtype is torch.float64:
+        return "native"
+    half = dtype in (torch.bfloat16, torch.float16)
+    if problem.rank == 3:
+        plain = _is_strided(problem) and not _is_dilated(problem)
+        return "aten" if plain and (half or channels_last) else "native"
+    if problem.rank == 2 and channels_last:
+        return "aten" if problem.out_channels >= 32 else "native"
+    wide = min(problem.in_channels, problem.out_channels) >= 64
+    if problem.rank == 2 and wide and not _is_strided(problem):
+        return "aten" if problem.out_channels >= 128 or (half and problem.taps > 9) else "native"
     return "native"
 
 

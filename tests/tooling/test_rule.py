@@ -5,11 +5,13 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
 
 from convt import heuristics
-from convt.testing import SUITES
+from convt.testing import SUITES, kernelbench
 
 RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results" / "cpu_sweep.jsonl"
+GPU_RESULTS = RESULTS.with_name("h200_kernelbench.jsonl")
 
 
 @pytest.fixture(scope="module")
@@ -41,3 +43,21 @@ def test_the_rule_gains_what_the_documentation_says(measured, operator, gain):
 
 def test_no_line_of_the_sweep_was_wrong():
     assert all(json.loads(text)["ok"] for text in RESULTS.read_text().splitlines())
+
+
+def test_the_gpu_rule_loses_little_to_pytorch_on_any_measured_layer():
+    lines = [json.loads(text) for text in GPU_RESULTS.read_text().splitlines()]
+    # Eager multiplies in TF32 where it may: under ieee it is no rival.
+    forward = [line for line in lines if line["direction"] == "forward" and line["precision"] != "ieee"]
+    assert len(forward) >= 34
+    gained, losses = 0, []
+    for line in forward:
+        dtype = torch.float32 if line["precision"] == "tf32" else torch.bfloat16
+        problem = kernelbench.PROBLEMS[line["problem"]]
+        pick = heuristics.choose_cuda(problem, "forward", dtype, line["layout"] == "channels_last")
+        ratio = line["eager_us"] / line["us"]
+        gained += pick == "native" and ratio > 1.05
+        if ratio < 0.75 if pick == "native" else ratio > 1.05:
+            losses.append((line["problem"], line["precision"], line["layout"], pick, round(ratio, 2)))
+    assert not losses
+    assert gained >= 30
