@@ -279,6 +279,8 @@ void q_counts(const Problem& problem, const Origins& origin, std::int64_t (&q)[k
   for (int axis = 0; axis < kAxes; ++axis) q[1 + axis] = q_grid(problem.axes[axis], origin[axis]).count;
 }
 
+bool stores_along_channels(const ForwardRequest& request) { return request.output[1] == 1 && request.output[4] != 1; }
+
 bool whole_vectors(const Strides& strides, int channel_axis, int vector) {
   for (int axis = 0; axis < int(strides.size()); ++axis) {
     if (axis != channel_axis && strides[axis] % vector != 0) return false;
@@ -296,7 +298,7 @@ std::variant<GemmPlan, std::string> build(const Work& work, const Candidate& cho
   plan.origin = choice.origin;
   plan.cost = choice.cost;
   const int vector = operand_vector(work.operand);
-  const bool channels_inner = request.output[1] == 1 && request.output[4] != 1;
+  const bool channels_inner = stores_along_channels(request);
   GemmTables tables =
       gemm_tables(blocks, choice.box, work.capacity,
                   {vector, work.config.threads(), choice.block_channels, request.output[1], channels_inner});
@@ -422,6 +424,8 @@ std::variant<GemmPlan, std::string> plan_gemm(const ForwardRequest& request, con
   if (fitting == 0) return "needs more shared memory than this GPU gives a thread block";
   const Work work{request, device, config, operand, fitting, pixel_capacity(config, operand, device, fitting)};
 
+  const int vector = operand_vector(operand);
+  const std::int64_t out_channels = problem.group_out_channels();
   std::optional<Candidate> best;
   std::vector<BlockShifts> best_blocks;
   for (const Origins& origin : origins_of(problem)) {
@@ -430,8 +434,15 @@ std::variant<GemmPlan, std::string> plan_gemm(const ForwardRequest& request, con
     const std::vector<TileBox> candidates = boxes(config, q);
     // Rows of the output leave whole unless their phases alone exceed the tile: cut W phases make scalar stores.
     const std::int64_t wide = std::min(tap_period(problem.axes[2]), problem.axes[2].filter);
-    for (std::int32_t channels : channel_blocks(problem.group_out_channels(), config.rows)) {
+    const std::vector<std::int32_t> channel_counts = channel_blocks(out_channels, config.rows);
+    const bool whole_blocks = stores_along_channels(request) && out_channels % vector == 0 &&
+                              std::any_of(channel_counts.begin(), channel_counts.end(), [&](std::int64_t channels) {
+                                return channels % vector == 0 && channels * wide <= config.rows;
+                              });
+    for (std::int32_t channels : channel_counts) {
       if (channels > 1 && channels * wide > config.rows) continue;
+      // Stored along channels, a block that ends within 16 bytes would make scalar stores.
+      if (whole_blocks && channels % vector != 0) continue;
       std::vector<BlockShifts> blocks = block_shifts(problem, origin, config.rows, channels);
       for (const TileBox& box : candidates) {
         for (std::int32_t splits = 1; splits <= 64; splits *= 2) {
