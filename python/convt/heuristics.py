@@ -57,7 +57,8 @@ def choose_cuda(problem: Problem, operator: str, dtype: torch.dtype, channels_la
         plain = _is_strided(problem) and not _is_dilated(problem)
         return "aten" if plain and (half or channels_last) else "native"
     if problem.rank == 2 and channels_last:
-        return "aten" if problem.out_channels >= 32 else "native"
+        skips = _is_strided(problem) and _is_dilated(problem) and not half
+        return "aten" if problem.out_channels >= 32 and not skips else "native"
     wide = min(problem.in_channels, problem.out_channels) >= 64
     if problem.rank == 2 and wide and not _is_strided(problem):
         return "aten" if problem.out_channels >= 128 or (half and problem.taps > 9) else "native"
