@@ -96,9 +96,9 @@ def switches(precision: str | None, benchmark: bool) -> Iterator[None]:
         if precision in ("tf32", "ieee"):
             stack.enter_context(settings.cudnn_precision(precision))
         stack.enter_context(torch.autograd.set_multithreading_enabled(False))
-        previous = torch.backends.cudnn.benchmark
-        torch.backends.cudnn.benchmark = benchmark
-        stack.callback(setattr, torch.backends.cudnn, "benchmark", previous)
+        # Below torch.backends.cudnn, which may be closed to assignments (torch.backends.disable_global_flags).
+        stack.callback(torch._C._set_cudnn_benchmark, torch._C._get_cudnn_benchmark())
+        torch._C._set_cudnn_benchmark(benchmark)
         yield
 
 
