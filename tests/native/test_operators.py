@@ -8,11 +8,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from strategies import Trial, trials
 from torch import Tensor
 
 from convt import _C
 from convt.problem import Problem
+from strategies import Trial, trials
 
 pytestmark = pytest.mark.usefixtures("native", "best_isa")
 relaxed = settings(deadline=None, max_examples=250, suppress_health_check=[HealthCheck.function_scoped_fixture])
