@@ -27,7 +27,6 @@ struct PackParams {
 // Sorts the filter into the order of its use, rounded or split as the operand wants it. Missing taps, channels and rows are 0.
 struct PackFilter {
   static constexpr int kThreads = 256;
-  static constexpr int kBlocks = 4;
 
   // Writes unit `index` of [conv group][channel block][phase block][shift group][chunk][shift]{[plane][row], header}: the unit
   // in every copy.

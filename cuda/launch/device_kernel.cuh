@@ -26,7 +26,8 @@ constexpr int min_blocks() {
   }
 }
 
-// The one __global__: kernels are structs, so profilers show their names and configurations.
+// The __global__ of kernels that are structs: profilers show their names and configurations. The implicit GEMM, which brings an
+// executor, and its packing, which carries tables, have their own.
 template <class Kernel>
 __global__ void __launch_bounds__(max_threads<Kernel>(), min_blocks<Kernel>())
     device_kernel(const __grid_constant__ typename Kernel::Params params) {
