@@ -189,8 +189,23 @@ def room_for(config: str, operand: str) -> dict[str, Any]:
     room = {"shared_per_block": 2**20, "shared_per_multiprocessor": 2**23}
     for device in ({}, room):
         with suppress(ValueError):
-            _C.cuda_plan_forward(
-                ones, ones, ones, ones, None, ones, name, kind.precision, (1,), (0,), (0,), 1, (1,), device, config
+            _C.cuda_plan(
+                "forward",
+                ones,
+                ones,
+                ones,
+                ones,
+                None,
+                ones,
+                name,
+                kind.precision,
+                (1,),
+                (0,),
+                (0,),
+                1,
+                (1,),
+                device,
+                config,
             )
             return device
     raise ValueError(f"config: {config} multiplies no {operand}")
@@ -217,7 +232,8 @@ class Call:
         self.problem, self.operand, self.layouts = problem, OPERANDS[operand], layouts
         self.input, self.weight, self.bias, (self.truth, self.magnitude) = _values(problem, operand, layouts, seed)
         self.strides = layouts.output(problem.output_size)
-        self.plan = _C.cuda_plan_forward(
+        self.plan = _C.cuda_plan(
+            "forward",
             problem.input_size,
             self.input.stride(),
             problem.weight_size,
@@ -244,7 +260,7 @@ class Call:
         workspace = torch.full((self.plan.workspace_bytes + 512,), 0xFF, dtype=torch.uint8)
         first = -workspace.data_ptr() % 256
         bias = 0 if self.layouts.bias is None else self.bias.data_ptr()
-        counted = _C.simulate_forward(
+        counted = _C.simulate(
             self.plan, self.input.data_ptr(), self.weight.data_ptr(), bias, output.data_ptr(),
             workspace.data_ptr() + first, *schedule, skipped_barrier,
         )  # fmt: skip

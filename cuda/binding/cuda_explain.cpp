@@ -6,7 +6,7 @@
 
 #include "geometry/patch.hpp"
 #ifdef CONVT_WITH_CUDA
-#include "launch/forward_launch.hpp"
+#include "launch/operator_launch.hpp"
 #endif
 
 namespace nb = nanobind;
@@ -108,7 +108,7 @@ nb::dict explain_family(const SimtPlan& plan) {
 }
 
 // Multiply-adds per second, times two, that this GPU's units can do.
-double peak_flops(const ForwardRequest& request, const DeviceTraits& device) {
+double peak_flops(const Request& request, const DeviceTraits& device) {
   const double per_cycle = device.multiprocessors * device.clock_ghz * 1e9;
   const bool hopper = device.capability >= 90;
   if (request.dtype == DType::float64) return per_cycle * (hopper ? 128 : 64);
@@ -119,7 +119,7 @@ double peak_flops(const ForwardRequest& request, const DeviceTraits& device) {
 
 }  // namespace
 
-nb::dict explain(const ForwardPlan& plan) {
+nb::dict explain(const OperatorPlan& plan) {
   nb::dict told = std::visit([](const auto& chosen) { return explain_family(chosen); }, plan.chosen);
   const Problem& problem = plan.request.problem;
   std::int64_t total = 1, reached = 1, macs = problem.batch * problem.in_channels * problem.group_out_channels();
@@ -148,7 +148,7 @@ nb::dict explain(const ForwardPlan& plan) {
   told["workspace_bytes"] = plan.workspace_bytes();
   told["predicted_us"] = plan.predicted_us();
   nb::list candidates;
-  for (const ForwardCandidate& candidate : plan.candidates) {
+  for (const PlanCandidate& candidate : plan.candidates) {
     nb::dict entry;
     entry["name"] = candidate.name;
     entry["predicted_us"] = candidate.reason.empty() ? nb::object(nb::float_(candidate.predicted_us)) : nb::none();
@@ -158,7 +158,7 @@ nb::dict explain(const ForwardPlan& plan) {
   told["candidates"] = candidates;
   told["registers"] = nb::none();
 #ifdef CONVT_WITH_CUDA
-  if (const auto resources = forward_resources(plan)) told["registers"] = resources->registers;
+  if (const auto resources = operator_resources(plan)) told["registers"] = resources->registers;
 #endif
   return told;
 }

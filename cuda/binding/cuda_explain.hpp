@@ -2,11 +2,11 @@
 
 #include <nanobind/nanobind.h>
 
-#include "launch/forward_plan.hpp"
+#include "launch/operator_plan.hpp"
 
 namespace convt::binding {
 
 // A plan in words and numbers, for `convt explain`.
-nanobind::dict explain(const ForwardPlan& plan);
+nanobind::dict explain(const OperatorPlan& plan);
 
 }  // namespace convt::binding

@@ -7,9 +7,9 @@
 #include "binding/bindings.hpp"
 #include "binding/cuda_explain.hpp"
 #include "binding/problem.hpp"
-#include "launch/forward_plan.hpp"
+#include "launch/operator_plan.hpp"
 #ifdef CONVT_WITH_CUDA
-#include "launch/forward_launch.hpp"
+#include "launch/operator_launch.hpp"
 #endif
 
 namespace nb = nanobind;
@@ -58,13 +58,14 @@ DeviceTraits traits_of(const std::optional<nb::dict>& device) {
   return traits;
 }
 
-ForwardPlan plan(const Integers& input_size, const Integers& input_strides, const Integers& weight_size,
-                 const Integers& weight_strides, std::optional<std::int64_t> bias_stride,
-                 const Integers& output_strides, const std::string& dtype, const std::string& precision,
-                 const Integers& stride, const Integers& padding, const Integers& output_padding, std::int64_t groups,
-                 const Integers& dilation, const std::optional<nb::dict>& device,
-                 const std::optional<std::string>& kernel) {
-  ForwardRequest request;
+OperatorPlan plan(const std::string& op, const Integers& input_size, const Integers& input_strides,
+                  const Integers& weight_size, const Integers& weight_strides, std::optional<std::int64_t> bias_stride,
+                  const Integers& output_strides, const std::string& dtype, const std::string& precision,
+                  const Integers& stride, const Integers& padding, const Integers& output_padding, std::int64_t groups,
+                  const Integers& dilation, const std::optional<nb::dict>& device,
+                  const std::optional<std::string>& kernel) {
+  Request request;
+  request.op = operator_of(op);
   request.input = strides_of(input_size, input_strides, "input");
   request.filter = strides_of(weight_size, weight_strides, "weight");
   request.output = strides_of(input_size, output_strides, "output");
@@ -82,18 +83,18 @@ ForwardPlan plan(const Integers& input_size, const Integers& input_strides, cons
   request.bias_stride = bias_stride.value_or(0);
   const DeviceTraits traits = traits_of(device);
   nb::gil_scoped_release release;
-  return plan_forward(request, traits, kernel);
+  return plan_operator(request, traits, kernel);
 }
 
 }  // namespace
 
 void bind_cuda(nb::module_& module) {
-  nb::class_<ForwardPlan>(module, "CudaPlan",
-                          "How the CUDA kernels compute one forward call: a value without pointers.")
-      .def_prop_ro("kernel", &ForwardPlan::kernel)
-      .def_prop_ro("config", &ForwardPlan::config)
-      .def_prop_ro("workspace_bytes", &ForwardPlan::workspace_bytes)
-      .def_prop_ro("predicted_us", &ForwardPlan::predicted_us)
+  nb::class_<OperatorPlan>(module, "CudaPlan",
+                           "How the CUDA kernels compute one call of an operator: a value without pointers.")
+      .def_prop_ro("kernel", &OperatorPlan::kernel)
+      .def_prop_ro("config", &OperatorPlan::config)
+      .def_prop_ro("workspace_bytes", &OperatorPlan::workspace_bytes)
+      .def_prop_ro("predicted_us", &OperatorPlan::predicted_us)
       .def("explain", &explain, "Everything that `convt explain` prints, as plain values.");
   module.def(
       "cuda_configs",
@@ -103,25 +104,27 @@ void bind_cuda(nb::module_& module) {
         return names;
       },
       "The configurations of the implicit GEMM, by name.");
-  module.def("cuda_plan_forward", &plan, "input_size"_a, "input_strides"_a, "weight_size"_a, "weight_strides"_a,
-             "bias_stride"_a.none(), "output_strides"_a, "dtype"_a, "precision"_a, "stride"_a, "padding"_a,
-             "output_padding"_a, "groups"_a, "dilation"_a, "device"_a.none(), "kernel"_a.none(),
-             "Chooses how a forward call is computed on a GPU: `device` is an entry of cuda_devices(), None an H200; "
-             "`kernel` forces a family or a configuration of the implicit GEMM. Needs no GPU. ValueError with the "
-             "reason when the forced one cannot.");
+  module.def(
+      "cuda_plan", &plan, "operator"_a, "input_size"_a, "input_strides"_a, "weight_size"_a, "weight_strides"_a,
+      "bias_stride"_a.none(), "output_strides"_a, "dtype"_a, "precision"_a, "stride"_a, "padding"_a, "output_padding"_a,
+      "groups"_a, "dilation"_a, "device"_a.none(), "kernel"_a.none(),
+      "Chooses how an operator is computed on a GPU: `operator` is forward, grad_input or grad_weight, sizes and "
+      "strides are of the tensors in those places; `device` is an entry of cuda_devices(), None an H200; "
+      "`kernel` forces a family or a configuration of the implicit GEMM. Needs no GPU. ValueError with the "
+      "reason when the forced one cannot.");
 #ifdef CONVT_WITH_CUDA
   module.def(
-      "cuda_forward",
-      [](const ForwardPlan& plan, std::uintptr_t input, std::uintptr_t weight, std::uintptr_t bias,
+      "cuda_run",
+      [](const OperatorPlan& plan, std::uintptr_t input, std::uintptr_t weight, std::uintptr_t bias,
          std::uintptr_t output, std::uintptr_t workspace, int device, std::uintptr_t stream) {
-        const ForwardPointers pointers{reinterpret_cast<const void*>(input), reinterpret_cast<const void*>(weight),
-                                       reinterpret_cast<const void*>(bias),  reinterpret_cast<void*>(output),
-                                       reinterpret_cast<void*>(workspace),   reinterpret_cast<void*>(stream)};
+        const Pointers pointers{reinterpret_cast<void*>(input),      reinterpret_cast<void*>(weight),
+                                reinterpret_cast<const void*>(bias), reinterpret_cast<void*>(output),
+                                reinterpret_cast<void*>(workspace),  reinterpret_cast<void*>(stream)};
         nb::gil_scoped_release release;
-        launch_forward(plan, pointers, device);
+        launch_operator(plan, pointers, device);
       },
       "plan"_a, "input"_a, "weight"_a, "bias"_a, "output"_a, "workspace"_a, "device"_a, "stream"_a,
-      "Computes a forward call on a stream of a GPU, without waiting for it.");
+      "Computes a call on a stream of a GPU, without waiting for it.");
 #endif
 }
 

@@ -24,10 +24,12 @@ Strides strides_of(const TorchTensor& tensor) {
 // Plans a CUDA-core kernel for CPU tensors and runs its own functions on the host.
 nb::dict run_direct(const std::string& family, nb::handle input, nb::handle weight, nb::handle bias, nb::handle output,
                     const Integers& stride, const Integers& padding, const Integers& output_padding,
-                    std::int64_t groups, const Integers& dilation, bool backwards, bool unaligned, bool dry) {
+                    std::int64_t groups, const Integers& dilation, const std::string& op, bool backwards,
+                    bool unaligned, bool dry) {
   const TorchTensor x = host_tensor(input, "input"), w = host_tensor(weight, "weight", x),
                     y = host_tensor(output, "output", x);
-  ForwardRequest request;
+  Request request;
+  request.op = operator_of(op);
   request.problem = problem_of(x.sizes, w, stride, padding, output_padding, groups, dilation);
   require_sizes(y, "output", request.problem, request.problem.out_channels, &Axis::output);
   request.dtype = x.dtype;
@@ -90,8 +92,8 @@ void bind_direct(nb::module_& module) {
                 "the host runner and the plan number the lanes alike");
   module.def(
       "run_direct", &run_direct, "family"_a, "input"_a, "weight"_a, "bias"_a.none(), "output"_a, "stride"_a,
-      "padding"_a, "output_padding"_a, "groups"_a, "dilation"_a, nb::kw_only(), "backwards"_a = false,
-      "unaligned"_a = false, "dry"_a = false,
+      "padding"_a, "output_padding"_a, "groups"_a, "dilation"_a, nb::kw_only(), "operator"_a = "forward",
+      "backwards"_a = false, "unaligned"_a = false, "dry"_a = false,
       "Plans the depthwise or simt CUDA kernel for an H200 and runs its functions thread by thread on the host, "
       "CPU tensors in and out; returns what the plan says. ValueError with the reason when it cannot. `dry`: the "
       "plan alone.");

@@ -26,6 +26,15 @@ TorchTensor host_tensor(nb::handle tensor, const char* name, const TorchTensor& 
   return read;
 }
 
+Operator operator_of(const std::string& name) {
+  std::string legal;
+  for (int at = 0; at < kOperators; ++at) {
+    if (name == name_of(Operator(at))) return Operator(at);
+    legal += (at == 0 ? "" : ", ") + std::string(name_of(Operator(at)));
+  }
+  throw nanobind::value_error(("operator: " + name + "; legal are " + legal).c_str());
+}
+
 Problem problem_of(const std::int64_t* input_sizes, const TorchTensor& weight, const Integers& stride,
                    const Integers& padding, const Integers& output_padding, std::int64_t groups,
                    const Integers& dilation) {

@@ -5,7 +5,7 @@
 #include <string>
 
 #include "binding/bindings.hpp"
-#include "launch/forward_plan.hpp"
+#include "launch/operator_plan.hpp"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -14,12 +14,12 @@ namespace convt::binding {
 
 void bind_simulator(nb::module_& module) {
   module.def(
-      "simulate_forward",
-      [](const ForwardPlan& plan, std::uintptr_t input, std::uintptr_t weight, std::uintptr_t bias,
+      "simulate",
+      [](const OperatorPlan& plan, std::uintptr_t input, std::uintptr_t weight, std::uintptr_t bias,
          std::uintptr_t output, std::uintptr_t workspace, int order, bool late_copies, int skipped_barrier) {
-        const ForwardPointers pointers{reinterpret_cast<const void*>(input), reinterpret_cast<const void*>(weight),
-                                       reinterpret_cast<const void*>(bias),  reinterpret_cast<void*>(output),
-                                       reinterpret_cast<void*>(workspace),   nullptr};
+        const Pointers pointers{reinterpret_cast<void*>(input),      reinterpret_cast<void*>(weight),
+                                reinterpret_cast<const void*>(bias), reinterpret_cast<void*>(output),
+                                reinterpret_cast<void*>(workspace),  nullptr};
         const auto* gemm = std::get_if<GemmPlan>(&plan.chosen);
         if (gemm == nullptr) {
           const std::string kernel = plan.kernel();
@@ -40,7 +40,7 @@ void bind_simulator(nb::module_& module) {
       },
       "plan"_a, "input"_a, "weight"_a, "bias"_a, "output"_a, "workspace"_a, "order"_a = 0, "late_copies"_a = false,
       "skipped_barrier"_a = -1,
-      "Computes a forward call on the host through the code of the implicit GEMM, thread block by thread block. order: "
+      "Computes a call on the host through the code of the implicit GEMM, thread block by thread block. order: "
       "0 to 2, "
       "how warps take turns; late_copies: asynchronous copies happen when waited for; skipped_barrier: left out.");
 }

@@ -68,7 +68,7 @@ DepthwiseAxis axis_of(const Axis& axis, std::int64_t tile) {
 }
 
 // 16-byte vectors of channels that never straddle a pixel.
-bool vectors_fit(const ForwardRequest& request, std::int64_t vector) {
+bool vectors_fit(const Request& request, std::int64_t vector) {
   const Problem& problem = request.problem;
   if (problem.group_in_channels() != 1 || problem.group_out_channels() != 1 || problem.in_channels % vector) {
     return false;
@@ -84,7 +84,7 @@ bool vectors_fit(const ForwardRequest& request, std::int64_t vector) {
 
 // Memory and issue time, rounded up to whole waves of thread blocks. Instructions per item
 // were counted in the source; a multiprocessor issues 4 warp instructions per clock, 70 % of them in practice.
-DirectCost predict(const ForwardRequest& request, const DeviceTraits& device, const DepthwiseLaunch& launch,
+DirectCost predict(const Request& request, const DeviceTraits& device, const DepthwiseLaunch& launch,
                    std::int64_t bytes) {
   const DepthwiseShape& shape = launch.shape;
   const Problem& problem = request.problem;
@@ -141,7 +141,7 @@ DirectCost predict(const ForwardRequest& request, const DeviceTraits& device, co
 }
 
 // The launch of a choice; no grid when it does not fit.
-DepthwiseLaunch launch_of(const ForwardRequest& request, const DeviceTraits& device, const Choice& choice,
+DepthwiseLaunch launch_of(const Request& request, const DeviceTraits& device, const Choice& choice,
                           std::int64_t bytes) {
   const Problem& problem = request.problem;
   const bool rows = choice.lanes == DepthwiseLanes::rows;
@@ -246,7 +246,7 @@ std::vector<std::int64_t> sorted_unique(std::vector<std::int64_t> values) {
 }
 
 // The best launch with lanes of this kind; no grid when there is none.
-DepthwiseLaunch best_launch(const ForwardRequest& request, const DeviceTraits& device, DepthwiseLanes lanes,
+DepthwiseLaunch best_launch(const Request& request, const DeviceTraits& device, DepthwiseLanes lanes,
                             std::int64_t bytes) {
   const Problem& problem = request.problem;
   const Axis &d = problem.axes[0], &h = problem.axes[1], &w = problem.axes[2];
@@ -316,8 +316,9 @@ std::string name_of(const DepthwiseLaunch& launch) {
 
 }  // namespace
 
-std::variant<DepthwisePlan, std::string> plan_depthwise(const ForwardRequest& request, const DeviceTraits& device) {
+std::variant<DepthwisePlan, std::string> plan_depthwise(const Request& request, const DeviceTraits& device) {
   const Problem& problem = request.problem;
+  if (request.op != Operator::forward) return std::string("only the forward");
   if (std::string reason = refusal(problem); !reason.empty()) return reason;
   DepthwisePlan plan;
   plan.dtype = request.dtype;

@@ -36,7 +36,7 @@ void use_kernel(DType dtype, DepthwiseLanes lanes, const Use& use) {
 
 }  // namespace
 
-void launch_depthwise(const DepthwisePlan& plan, const ForwardPointers& pointers) {
+void launch_depthwise(const DepthwisePlan& plan, const Pointers& pointers) {
   const auto odd = [](const void* pointer) { return reinterpret_cast<std::uintptr_t>(pointer) % 16 != 0; };
   const DepthwiseLaunch& chosen = odd(pointers.input) || odd(pointers.output) ? plan.unaligned : plan.launch;
   use_kernel(plan.dtype, chosen.lanes, [&](auto kernel) {

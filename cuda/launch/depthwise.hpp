@@ -27,13 +27,14 @@ struct DepthwisePlan {
   DType dtype = DType::float32;
   std::string config;                // lanes, channels x outputs along D, H and W: "rows4x1x16x64"
   std::int64_t bytes_predicted = 0;  // from and to memory
+  std::int64_t workspace_bytes = 0;
 };
 
 // The plan, or why this family cannot do it.
-std::variant<DepthwisePlan, std::string> plan_depthwise(const ForwardRequest& request, const DeviceTraits& device);
+std::variant<DepthwisePlan, std::string> plan_depthwise(const Request& request, const DeviceTraits& device);
 
 // On the current device; asynchronous. Throws std::runtime_error.
-void launch_depthwise(const DepthwisePlan& plan, const ForwardPointers& pointers);
+void launch_depthwise(const DepthwisePlan& plan, const Pointers& pointers);
 
 // The kernel of aligned tensors, for the CUDA runtime.
 const void* depthwise_function(const DepthwisePlan& plan);

@@ -102,7 +102,7 @@ GemmKernel find_gemm_kernel(const TileConfig& config, Operand operand) {
   throw std::runtime_error("no kernel was compiled for configuration " + name_of(config));
 }
 
-void launch_gemm(const GemmPlan& plan, const ForwardPointers& pointers) {
+void launch_gemm(const GemmPlan& plan, const Pointers& pointers) {
   GemmLaunch call = bind(plan, pointers);
   launch_pack(plan, call.pack, pointers.stream);
   const void* function = find_gemm_kernel(plan.config, plan.operand).function;

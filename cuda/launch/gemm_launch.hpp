@@ -17,7 +17,7 @@ GemmKernel gemm_kernel(Operand operand);
 GemmKernel find_gemm_kernel(const TileConfig& config, Operand operand);
 
 // Packs the filter and computes, on the call's stream and the current device. Throws std::runtime_error.
-void launch_gemm(const GemmPlan& plan, const ForwardPointers& pointers);
+void launch_gemm(const GemmPlan& plan, const Pointers& pointers);
 
 // Registers per thread and bytes of local memory, as the driver counts them on the current device.
 struct KernelResources {

@@ -80,7 +80,7 @@ struct Candidate {
 };
 
 struct Work {
-  const ForwardRequest& request;
+  const Request& request;
   const DeviceTraits& device;
   const TileConfig& config;
   Operand operand;
@@ -105,7 +105,7 @@ double patch_pixels(const Work& work, BlockShifts& block, const TileBox& box, do
 }
 
 // Elements that leave straight from registers: where there are no phases, and pairs of positions do not straddle rows.
-int direct_elements(const ForwardRequest& request, const TileBox& box) {
+int direct_elements(const Request& request, const TileBox& box) {
   std::int64_t reach = 0;
   bool even = true;
   for (int axis = 0; axis < kAxes; ++axis) {
@@ -279,7 +279,7 @@ void q_counts(const Problem& problem, const Origins& origin, std::int64_t (&q)[k
   for (int axis = 0; axis < kAxes; ++axis) q[1 + axis] = q_grid(problem.axes[axis], origin[axis]).count;
 }
 
-bool stores_along_channels(const ForwardRequest& request) { return request.output[1] == 1 && request.output[4] != 1; }
+bool stores_along_channels(const Request& request) { return request.output[1] == 1 && request.output[4] != 1; }
 
 bool whole_vectors(const Strides& strides, int channel_axis, int vector) {
   for (int axis = 0; axis < int(strides.size()); ++axis) {
@@ -290,7 +290,7 @@ bool whole_vectors(const Strides& strides, int channel_axis, int vector) {
 
 std::variant<GemmPlan, std::string> build(const Work& work, const Candidate& choice,
                                           const std::vector<BlockShifts>& blocks) {
-  const ForwardRequest& request = work.request;
+  const Request& request = work.request;
   const Problem& problem = request.problem;
   GemmPlan plan;
   plan.config = work.config;
@@ -397,8 +397,9 @@ std::variant<GemmPlan, std::string> build(const Work& work, const Candidate& cho
   return plan;
 }
 
-std::string refusal(const ForwardRequest& request) {
+std::string refusal(const Request& request) {
   const Problem& problem = request.problem;
+  if (request.op != Operator::forward) return "only the forward";
   if (request.dtype == DType::float64) return "tensor cores of this family do not multiply float64";
   double phases = 1, taps = 1;
   for (const Axis& axis : problem.axes) {
@@ -415,7 +416,7 @@ std::string refusal(const ForwardRequest& request) {
 
 }  // namespace
 
-std::variant<GemmPlan, std::string> plan_gemm(const ForwardRequest& request, const DeviceTraits& device,
+std::variant<GemmPlan, std::string> plan_gemm(const Request& request, const DeviceTraits& device,
                                               const TileConfig& config) {
   if (const std::string reason = refusal(request); !reason.empty()) return reason;
   const Problem& problem = request.problem;
@@ -464,7 +465,7 @@ std::variant<GemmPlan, std::string> plan_gemm(const ForwardRequest& request, con
   return build(work, *best, best_blocks);
 }
 
-GemmLaunch bind(const GemmPlan& plan, const ForwardPointers& pointers) {
+GemmLaunch bind(const GemmPlan& plan, const Pointers& pointers) {
   GemmLaunch launch{plan.params, plan.pack};
   char* workspace = static_cast<char*>(pointers.workspace);
   launch.pack.filter = pointers.filter;

@@ -44,7 +44,7 @@ std::string name_of(const TileConfig& config);
 Operand operand_of(DType dtype, Precision precision);   // dtype is not float64
 
 // The best plan of a configuration, or why it has none.
-std::variant<GemmPlan, std::string> plan_gemm(const ForwardRequest& request, const DeviceTraits& device,
+std::variant<GemmPlan, std::string> plan_gemm(const Request& request, const DeviceTraits& device,
                                               const TileConfig& config);
 
 // Fills the pointers of a call in.
@@ -52,6 +52,6 @@ struct GemmLaunch {
   GemmParams gemm;
   PackParams pack;
 };
-GemmLaunch bind(const GemmPlan& plan, const ForwardPointers& pointers);
+GemmLaunch bind(const GemmPlan& plan, const Pointers& pointers);
 
 }  // namespace convt

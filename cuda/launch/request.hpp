@@ -12,16 +12,27 @@ namespace convt {
 // How float32 is multiplied; the other types have one way.
 enum class Precision { ieee, tf32 };
 
+// The operators are the partial derivatives of sum(input * filter * output): one of the three tensors is written, the other two are
+// read. grad_input writes in the input's place and reads grad_output in the output's, grad_weight writes in the filter's.
+enum class Operator : int { forward, grad_input, grad_weight };
+inline constexpr int kOperators = 3;
+
+constexpr const char* name_of(Operator op) {
+  constexpr const char* names[kOperators] = {"forward", "grad_input", "grad_weight"};
+  return names[int(op)];
+}
+
 // Strides in elements of (batch, channel, D, H, W); of the filter: (in_channel, out_channel of its group, D, H, W).
 using Strides = std::array<std::int64_t, 2 + kAxes>;
 
-struct ForwardRequest {
+struct Request {
+  Operator op = Operator::forward;
   Problem problem;
   DType dtype = DType::float32;
   Precision precision = Precision::ieee;
-  Strides input{}, filter{}, output{};
+  Strides input{}, filter{}, output{};   // of these tensors, or of the gradients in their places
   std::int64_t bias_stride = 0;   // elements
-  bool has_bias = false;
+  bool has_bias = false;          // forward only
 };
 
 // The GPU that a plan is made for.
@@ -36,10 +47,10 @@ struct DeviceTraits {
   double memory_gbs = 4300;               // copy, bytes read plus written
 };
 
-// Device pointers of one call; bias is null without one. `stream` is a cudaStream_t.
-struct ForwardPointers {
-  const void* input;
-  const void* filter;
+// Device pointers of one call, by the places of the tensors; bias is null without one. `stream` is a cudaStream_t.
+struct Pointers {
+  void* input;
+  void* filter;
   const void* bias;
   void* output;
   void* workspace;                        // plan's workspace_bytes, 256-byte aligned

@@ -30,7 +30,7 @@ std::int64_t nonempty_phases(const Axis& axis) {
 
 // A multiprocessor issues 4 warp instructions per clock, 75 % of them in practice; a chunk takes no less
 // than the latency of its loads.
-DirectCost predict(const ForwardRequest& request, const DeviceTraits& device, const SimtPlan& plan, double met) {
+DirectCost predict(const Request& request, const DeviceTraits& device, const SimtPlan& plan, double met) {
   const SimtShape& shape = plan.shape;
   const Problem& problem = request.problem;
   const bool wide = request.dtype == DType::float64;
@@ -75,8 +75,9 @@ DirectCost predict(const ForwardRequest& request, const DeviceTraits& device, co
 
 }  // namespace
 
-std::variant<SimtPlan, std::string> plan_simt(const ForwardRequest& request, const DeviceTraits& device) {
+std::variant<SimtPlan, std::string> plan_simt(const Request& request, const DeviceTraits& device) {
   const Problem& problem = request.problem;
+  if (request.op != Operator::forward) return std::string("only the forward");
   if (std::string reason = refusal(problem); !reason.empty()) return reason;
   SimtPlan base;
   base.dtype = request.dtype;

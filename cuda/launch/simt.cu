@@ -24,7 +24,7 @@ void use_kernel(DType dtype, const Use& use) {
 
 }  // namespace
 
-void launch_simt(const SimtPlan& plan, const ForwardPointers& pointers) {
+void launch_simt(const SimtPlan& plan, const Pointers& pointers) {
   const SimtGrid grid = simt_grid(plan.grid);
   use_kernel(plan.dtype, [&](auto kernel) {
     launch_kernel<typename decltype(kernel)::type>(

@@ -18,10 +18,11 @@ struct SimtPlan {
   std::string config;                // channels x pixels x slices: "64x128x1"
   DirectCost cost;
   std::int64_t bytes_predicted = 0;  // from and to memory
+  std::int64_t workspace_bytes = 0;
 };
 
 // The plan, or why this family cannot do it: only absurd sizes.
-std::variant<SimtPlan, std::string> plan_simt(const ForwardRequest& request, const DeviceTraits& device);
+std::variant<SimtPlan, std::string> plan_simt(const Request& request, const DeviceTraits& device);
 
 // Thread blocks along x and y, grid in all or a few more.
 struct SimtGrid {
@@ -33,7 +34,7 @@ constexpr SimtGrid simt_grid(std::int64_t blocks) {
 }
 
 // On the current device; asynchronous. Throws std::runtime_error.
-void launch_simt(const SimtPlan& plan, const ForwardPointers& pointers);
+void launch_simt(const SimtPlan& plan, const Pointers& pointers);
 
 // The kernel, for the CUDA runtime.
 const void* simt_function(const SimtPlan& plan);

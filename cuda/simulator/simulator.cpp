@@ -31,7 +31,7 @@ Run run_of(const TileConfig& config, Operand operand) {
 
 }  // namespace
 
-Counters simulate(const GemmPlan& plan, const ForwardPointers& pointers, const Schedule& schedule) {
+Counters simulate(const GemmPlan& plan, const Pointers& pointers, const Schedule& schedule) {
   const GemmLaunch launch = bind(plan, pointers);
   std::memcpy(launch.pack.tables, plan.tables.data(), plan.tables.size());
   for (std::int64_t unit = 0; unit < launch.pack.units; ++unit) {

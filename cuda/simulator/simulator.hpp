@@ -7,6 +7,6 @@ namespace convt::simulator {
 
 // Computes a plan on the host through the very code that a GPU runs, thread block by thread block. Pointers are host pointers; the
 // workspace has plan.workspace_bytes.
-Counters simulate(const GemmPlan& plan, const ForwardPointers& pointers, const Schedule& schedule);
+Counters simulate(const GemmPlan& plan, const Pointers& pointers, const Schedule& schedule);
 
 }  // namespace convt::simulator

@@ -88,7 +88,7 @@ def grad_weight(
 def grad_bias(grad_output: Tensor, grad_bias: Tensor) -> None: ...
 
 class CudaPlan:
-    """How the CUDA kernels compute one forward call: an immutable value without pointers."""
+    """How the CUDA kernels compute one call of an operator: an immutable value without pointers."""
 
     @property
     def kernel(self) -> str: ...
@@ -101,7 +101,8 @@ class CudaPlan:
     def explain(self) -> dict[str, Any]: ...
 
 def cuda_configs() -> list[str]: ...
-def cuda_plan_forward(
+def cuda_plan(
+    operator: str,
     input_size: Sequence[int],
     input_strides: Sequence[int],
     weight_size: Sequence[int],
@@ -118,7 +119,7 @@ def cuda_plan_forward(
     device: dict[str, Any] | None,
     kernel: str | None,
 ) -> CudaPlan: ...
-def cuda_forward(
+def cuda_run(
     plan: CudaPlan,
     input: int,
     weight: int,
@@ -128,7 +129,7 @@ def cuda_forward(
     device: int,
     stream: int,
 ) -> None: ...
-def simulate_forward(
+def simulate(
     plan: CudaPlan,
     input: int,
     weight: int,
@@ -151,6 +152,7 @@ def run_direct(
     groups: int,
     dilation: Sequence[int],
     *,
+    operator: str = "forward",
     backwards: bool = False,
     unaligned: bool = False,
     dry: bool = False,

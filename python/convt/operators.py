@@ -120,7 +120,9 @@ def _forward_call(
     if not call.native or head.device.type != "cuda":
         return call
     strides = input[1], weight[1], None if bias is None else bias[1][0], call.strides
-    return call._replace(cuda=cuda_plan_of_call(problem, head.dtype, head.device, strides, precision, kernel))
+    return call._replace(
+        cuda=cuda_plan_of_call("forward", problem, head.dtype, head.device, strides, precision, kernel)
+    )
 
 
 @lru_cache(maxsize=4096)
@@ -198,7 +200,7 @@ def _launch(cuda: _C.CudaPlan, input: Tensor, weight: Tensor, bias: Tensor | Non
     device = input.device
     size = cuda.workspace_bytes
     workspace = torch.empty(size, dtype=torch.uint8, device=device) if size else None
-    _C.cuda_forward(
+    _C.cuda_run(
         cuda,
         input.data_ptr(),
         weight.data_ptr(),

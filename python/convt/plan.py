@@ -154,18 +154,20 @@ def cuda_plan(
     problem: Problem,
     dtype: torch.dtype = torch.float32,
     *,
+    operator: str = "forward",
     precision: str | None = None,
     channels_last: bool = False,
     bias: bool = False,
     device: torch.device | str | Mapping[str, Any] | None = None,
     kernel: str | None = None,
 ) -> _C.CudaPlan:
-    """How the CUDA kernels compute the forward of a problem; needs no GPU and launches nothing.
+    """How the CUDA kernels compute an operator of a problem; needs no GPU and launches nothing.
 
     Args:
+        operator: "forward", "grad_input" or "grad_weight".
         precision: "ieee" or "tf32", for float32 only; convt.current_precision() by default.
         channels_last: of input and output; the weight is contiguous.
-        bias: whether there is one.
+        bias: whether there is one; of the forward only.
         device: a GPU of this machine, or a mapping like an entry of convt._C.cuda_devices(); None is an H200.
         kernel: family or configuration to force; what convt.plan.forced_kernel asks for by default.
 
@@ -189,17 +191,23 @@ def cuda_plan(
     if dtype is not torch.float32:
         precision = "ieee"
     kernel = settings.current_kernel() if kernel is None else settings.kernel_name(kernel)
-    return _cuda_plan(problem, dtype, traits, strides, precision or settings.current_precision(), kernel)
+    return _cuda_plan(operator, problem, dtype, traits, strides, precision or settings.current_precision(), kernel)
 
 
 def cuda_plan_of_call(
-    problem: Problem, dtype: torch.dtype, device: torch.device, strides: Strides, precision: str, kernel: str | None
+    operator: str,
+    problem: Problem,
+    dtype: torch.dtype,
+    device: torch.device,
+    strides: Strides,
+    precision: str,
+    kernel: str | None,
 ) -> _C.CudaPlan:
     """The CudaPlan of a call on a GPU that refusal() lets pass; the caller caches it. Prints it when asked to."""
-    made = _cuda_plan(problem, dtype, cuda_traits(device), strides, precision, kernel)
+    made = _cuda_plan(operator, problem, dtype, cuda_traits(device), strides, precision, kernel)
     if _prints():
         print(
-            f"convt: forward {dtype} {precision} {device} {problem} -> {made.kernel} {made.config}, "
+            f"convt: {operator} {dtype} {precision} {device} {problem} -> {made.kernel} {made.config}, "
             f"{made.workspace_bytes} bytes of workspace, predicted {made.predicted_us:.1f} us",
             file=sys.stderr,
         )
@@ -207,6 +215,7 @@ def cuda_plan_of_call(
 
 
 def _cuda_plan(
+    operator: str,
     problem: Problem,
     dtype: torch.dtype,
     traits: Mapping[str, Any] | None,
@@ -215,7 +224,8 @@ def _cuda_plan(
     kernel: str | None,
 ) -> _C.CudaPlan:
     input, weight, bias, output = strides
-    return _C.cuda_plan_forward(
+    return _C.cuda_plan(
+        operator,
         problem.input_size,
         tuple(input),
         problem.weight_size,

@@ -196,9 +196,9 @@ class Located:
 
 @pytest.fixture
 def launches(monkeypatch):
-    """What reaches _C.cuda_forward."""
+    """What reaches _C.cuda_run."""
     seen = []
-    monkeypatch.setattr(_C, "cuda_forward", lambda *args: seen.append(args), raising=False)
+    monkeypatch.setattr(_C, "cuda_run", lambda *args: seen.append(args), raising=False)
     monkeypatch.setattr(operators, "_raw_stream", lambda index: 1000 + index)
     return seen
 

@@ -196,10 +196,10 @@ def test_random_problems(config):
 
 
 def test_what_is_not_simulated_says_so():
-    plan = _C.cuda_plan_forward(
-        (1, 4, 5), (20, 5, 1), (4, 4, 3), (12, 3, 1), None, (28, 7, 1), "float64", "ieee", (1,), (0,), (0,), 1, (1,),
-        None, None,
+    plan = _C.cuda_plan(
+        "forward", (1, 4, 5), (20, 5, 1), (4, 4, 3), (12, 3, 1), None, (28, 7, 1), "float64", "ieee", (1,), (0,), (0,),
+        1, (1,), None, None,
     )  # fmt: skip
     assert plan.kernel != "implicit_gemm"
     with pytest.raises(ValueError, match="only implicit_gemm is simulated"):
-        _C.simulate_forward(plan, 0, 0, 0, 0, 0)
+        _C.simulate(plan, 0, 0, 0, 0, 0)

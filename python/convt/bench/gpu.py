@@ -94,7 +94,7 @@ def is_native_possible(device: str) -> bool:
     """Whether convt's own code computes on this device."""
     if device == "cpu":
         return True
-    built = _C.build_info()["cuda"] is not None and hasattr(_C, "cuda_forward")
+    built = _C.build_info()["cuda"] is not None and hasattr(_C, "cuda_run")
     return built and torch.cuda.get_device_capability() >= plan.LEAST_CAPABILITY
 
 

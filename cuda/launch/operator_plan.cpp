@@ -1,4 +1,4 @@
-#include "launch/forward_plan.hpp"
+#include "launch/operator_plan.hpp"
 
 #include <algorithm>
 #include <iterator>
@@ -10,17 +10,13 @@ namespace {
 constexpr const char* kGemm = "implicit_gemm";
 constexpr const char* kDepthwise = "depthwise";
 constexpr const char* kSimt = "simt";
-// In the order of ForwardPlan::chosen.
+// In the order of OperatorPlan::chosen.
 constexpr const char* kFamilies[] = {kGemm, kDepthwise, kSimt};
-static_assert(std::size(kFamilies) == std::variant_size_v<decltype(ForwardPlan::chosen)>, "a name per family");
+static_assert(std::size(kFamilies) == std::variant_size_v<decltype(OperatorPlan::chosen)>, "a name per family");
 
 std::string config_of(const GemmPlan& plan) { return plan.name(); }
 std::string config_of(const DepthwisePlan& plan) { return plan.config; }
 std::string config_of(const SimtPlan& plan) { return plan.config; }
-
-std::int64_t workspace_of(const GemmPlan& plan) { return plan.workspace_bytes; }
-std::int64_t workspace_of(const DepthwisePlan&) { return 0; }
-std::int64_t workspace_of(const SimtPlan&) { return 0; }
 
 double time_of(const GemmPlan& plan) { return plan.cost.total; }
 double time_of(const DepthwisePlan& plan) { return plan.launch.cost.total(); }
@@ -28,7 +24,7 @@ double time_of(const SimtPlan& plan) { return plan.cost.total(); }
 
 // Puts a candidate on the list, and in the plan when none before it is as fast.
 template <class Plan>
-void consider(ForwardPlan& best, bool& found, const std::string& name, std::variant<Plan, std::string> planned) {
+void consider(OperatorPlan& best, bool& found, const std::string& name, std::variant<Plan, std::string> planned) {
   if (const auto* reason = std::get_if<std::string>(&planned)) {
     best.candidates.push_back({name, 0, *reason});
     return;
@@ -55,9 +51,9 @@ void require_known(const std::string& forced) {
 }
 
 // Candidates that share a reason share its mention: "simt: ...; 64x256p4, 128x128p4: ...".
-std::string reasons_of(const std::vector<ForwardCandidate>& candidates) {
+std::string reasons_of(const std::vector<PlanCandidate>& candidates) {
   std::vector<std::pair<std::string, std::string>> names_of;   // by reason
-  for (const ForwardCandidate& candidate : candidates) {
+  for (const PlanCandidate& candidate : candidates) {
     const auto same = std::find_if(names_of.begin(), names_of.end(),
                                    [&](const auto& entry) { return entry.first == candidate.reason; });
     if (same != names_of.end()) {
@@ -74,22 +70,22 @@ std::string reasons_of(const std::vector<ForwardCandidate>& candidates) {
 
 }  // namespace
 
-const char* ForwardPlan::kernel() const { return kFamilies[chosen.index()]; }
-std::string ForwardPlan::config() const {
+const char* OperatorPlan::kernel() const { return kFamilies[chosen.index()]; }
+std::string OperatorPlan::config() const {
   return std::visit([](const auto& plan) { return config_of(plan); }, chosen);
 }
-std::int64_t ForwardPlan::workspace_bytes() const {
-  return std::visit([](const auto& plan) { return workspace_of(plan); }, chosen);
+std::int64_t OperatorPlan::workspace_bytes() const {
+  return std::visit([](const auto& plan) { return plan.workspace_bytes; }, chosen);
 }
-double ForwardPlan::predicted_us() const {
+double OperatorPlan::predicted_us() const {
   return std::visit([](const auto& plan) { return time_of(plan); }, chosen);
 }
 
-ForwardPlan plan_forward(const ForwardRequest& request, const DeviceTraits& device,
-                         const std::optional<std::string>& forced) {
+OperatorPlan plan_operator(const Request& request, const DeviceTraits& device,
+                           const std::optional<std::string>& forced) {
   if (forced) require_known(*forced);
   const auto wanted = [&](const std::string& name) { return !forced || *forced == name; };
-  ForwardPlan best;
+  OperatorPlan best;
   best.request = request;
   best.device = device;
   bool found = false;

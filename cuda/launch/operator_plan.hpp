@@ -12,18 +12,18 @@
 namespace convt {
 
 // What was considered for a problem: a configuration of the implicit GEMM, or another kernel family.
-struct ForwardCandidate {
+struct PlanCandidate {
   std::string name;
   double predicted_us = 0;     // when it can
   std::string reason;          // when it cannot
 };
 
-// How a forward call is computed. A value without pointers, good for any number of calls.
-struct ForwardPlan {
-  ForwardRequest request;
+// How a call of an operator is computed. A value without pointers, good for any number of calls.
+struct OperatorPlan {
+  Request request;
   DeviceTraits device;
   std::variant<GemmPlan, DepthwisePlan, SimtPlan> chosen;
-  std::vector<ForwardCandidate> candidates;
+  std::vector<PlanCandidate> candidates;
 
   const char* kernel() const;                 // family: implicit_gemm, depthwise or simt
   std::string config() const;
@@ -33,7 +33,7 @@ struct ForwardPlan {
 
 // The fastest candidate by its predicted time. `forced` names a family or a configuration of the implicit GEMM; throws
 // std::invalid_argument with the legal names, or with the reason when the forced one cannot compute the problem.
-ForwardPlan plan_forward(const ForwardRequest& request, const DeviceTraits& device,
-                         const std::optional<std::string>& forced);
+OperatorPlan plan_operator(const Request& request, const DeviceTraits& device,
+                           const std::optional<std::string>& forced);
 
 }  // namespace convt

@@ -1,4 +1,4 @@
-#include "launch/forward_launch.hpp"
+#include "launch/operator_launch.hpp"
 
 #include "launch/cuda_check.hpp"
 
@@ -24,9 +24,9 @@ class DeviceGuard {
   bool switched_ = false;
 };
 
-void launch(const GemmPlan& plan, const ForwardPointers& pointers) { launch_gemm(plan, pointers); }
-void launch(const DepthwisePlan& plan, const ForwardPointers& pointers) { launch_depthwise(plan, pointers); }
-void launch(const SimtPlan& plan, const ForwardPointers& pointers) { launch_simt(plan, pointers); }
+void launch(const GemmPlan& plan, const Pointers& pointers) { launch_gemm(plan, pointers); }
+void launch(const DepthwisePlan& plan, const Pointers& pointers) { launch_depthwise(plan, pointers); }
+void launch(const SimtPlan& plan, const Pointers& pointers) { launch_simt(plan, pointers); }
 
 KernelResources resources_of(const void* function) {
   cudaFuncAttributes attributes;
@@ -51,12 +51,12 @@ bool has_kernels() {
 
 }  // namespace
 
-void launch_forward(const ForwardPlan& plan, const ForwardPointers& pointers, int device) {
+void launch_operator(const OperatorPlan& plan, const Pointers& pointers, int device) {
   const DeviceGuard guard(device);
   std::visit([&](const auto& chosen) { launch(chosen, pointers); }, plan.chosen);
 }
 
-std::optional<KernelResources> forward_resources(const ForwardPlan& plan) {
+std::optional<KernelResources> operator_resources(const OperatorPlan& plan) {
   if (!has_kernels()) return std::nullopt;
   return std::visit([](const auto& chosen) { return resources_of(chosen); }, plan.chosen);
 }

@@ -75,7 +75,7 @@ def test_candidates_are_configurations_and_families():
 
 def raw(kernel, dtype="float32", device=None):
     sizes = DENSE.input_size, (65536, 1024, 32, 1), DENSE.weight_size, (1024, 16, 4, 1), None, (262144, 4096, 64, 1)
-    return _C.cuda_plan_forward(*sizes, dtype, "ieee", *DENSE.geometry, device, kernel)
+    return _C.cuda_plan("forward", *sizes, dtype, "ieee", *DENSE.geometry, device, kernel)
 
 
 def test_an_unknown_kernel_is_refused_with_the_legal_ones():
@@ -109,4 +109,4 @@ def test_a_gpu_with_little_shared_memory_has_a_plan(problem, dtype):
 def test_only_the_gemm_is_simulated():
     plan = cuda_plan(DENSE, kernel="simt")
     with pytest.raises(ValueError, match="plan: simt; only implicit_gemm is simulated"):
-        _C.simulate_forward(plan, 0, 0, 0, 0, 0)
+        _C.simulate(plan, 0, 0, 0, 0, 0)

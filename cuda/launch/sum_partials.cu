@@ -1,0 +1,35 @@
+#include "launch/sum_partials.hpp"
+
+#include <algorithm>
+
+#include "launch/device_kernel.cuh"
+
+namespace convt {
+namespace {
+
+template <class S>
+void launch(const SumShape& shape, const void* partial, void* result, void* stream) {
+  using Kernel = SumPartials<S>;
+  constexpr std::int64_t most = 132 * 16;
+  const std::int64_t blocks = std::clamp<std::int64_t>(ceil_div(Kernel::elements(shape), Kernel::kThreads), 1, most);
+  launch_kernel<Kernel>(dim3(unsigned(blocks)), Kernel::kThreads, 0, stream,
+                        {shape, static_cast<const typename Kernel::T*>(partial), static_cast<S*>(result)},
+                        "launching the sum of a weight gradient");
+}
+
+}  // namespace
+
+void launch_sum_partials(const SumShape& shape, DType dtype, const void* partial, void* result, void* stream) {
+  switch (dtype) {
+    case DType::float32:
+      return launch<float>(shape, partial, result, stream);
+    case DType::float64:
+      return launch<double>(shape, partial, result, stream);
+    case DType::float16:
+      return launch<Float16>(shape, partial, result, stream);
+    case DType::bfloat16:
+      return launch<BFloat16>(shape, partial, result, stream);
+  }
+}
+
+}  // namespace convt
