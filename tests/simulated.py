@@ -1,4 +1,4 @@
-"""Forward calls played by the CTA simulator: operands among NaN, the definition in float64, and every schedule."""
+"""Calls played by the CTA simulator: operands among NaN, the definition in float64, and every schedule."""
 
 from __future__ import annotations
 
@@ -151,9 +151,15 @@ LAYOUTS = (
 )
 
 
+# The tensor that an operator writes; the other two are read.
+RESULTS = {"forward": "output", "grad_input": "input", "grad_weight": "weight"}
+
+
 @lru_cache(maxsize=256)
-def _values(problem: Problem, operand: str, layouts: Layouts, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Input, weight and bias in their layouts; the definition and, per output, the sum of |x| |w|, stacked."""
+def _values(
+    operator: str, problem: Problem, operand: str, layouts: Layouts, seed: int
+) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """What is read, in its layout; the definition and, per element of the result, the sum of all |product|."""
     generator = torch.Generator().manual_seed(seed)
     kind = OPERANDS[operand]
 
@@ -164,9 +170,11 @@ def _values(problem: Problem, operand: str, layouts: Layouts, seed: int) -> tupl
             values = values.narrow(axis, 0, 1).expand(size) if stride == 0 else values
         return _among_nan(values, strides, layouts.elements)
 
-    input = normal(problem.input_size, layouts.input(problem.input_size))
-    weight = normal(problem.weight_size, layouts.weight(problem.weight_size))
-    bias = normal((problem.out_channels,), (1 if layouts.bias is None else layouts.bias,))
+    sizes = {"input": problem.input_size, "weight": problem.weight_size, "output": problem.output_size}
+    result = RESULTS[operator]
+    read = {name: normal(size, getattr(layouts, name)(size)) for name, size in sizes.items() if name != result}
+    if operator == "forward":
+        read["bias"] = normal((problem.out_channels,), (1 if layouts.bias is None else layouts.bias,))
     keywords = {
         "stride": problem.stride,
         "padding": problem.padding,
@@ -174,15 +182,22 @@ def _values(problem: Problem, operand: str, layouts: Layouts, seed: int) -> tupl
         "groups": problem.groups,
         "dilation": problem.dilation,
     }
-    x, w, b = kind.rounded(input).double(), kind.rounded(weight).double(), bias.double()
-    if layouts.bias is None:
-        b = torch.zeros_like(b)
-    truth = conv_transpose(x, w, b, **keywords)
-    return input, weight, bias, torch.stack([truth, conv_transpose(x.abs(), w.abs(), b.abs(), **keywords)])
+
+    def definition(tensors: dict[str, Tensor]) -> Tensor:
+        if operator == "forward":
+            bias = None if layouts.bias is None else tensors["bias"]
+            return conv_transpose(tensors["input"], tensors["weight"], bias, **keywords)
+        wanted = torch.zeros(sizes[result], dtype=torch.float64, requires_grad=True)
+        factors = {**tensors, result: wanted}
+        output = conv_transpose(factors["input"], factors["weight"], None, **keywords)
+        return torch.autograd.grad(output, wanted, tensors["output"])[0]
+
+    exact = {name: (tensor if name == "bias" else kind.rounded(tensor)).double() for name, tensor in read.items()}
+    return read, definition(exact), definition({name: tensor.abs() for name, tensor in exact.items()})
 
 
 @lru_cache
-def room_for(config: str, operand: str) -> dict[str, Any]:
+def room_for(config: str, operand: str, operator: str = "forward") -> dict[str, Any]:
     """What a GPU must have beyond an H200 for this configuration: an operand may be too large for its stages."""
     kind, ones = OPERANDS[operand], (1, 1, 1)
     name = str(kind.dtype).removeprefix("torch.")
@@ -190,7 +205,7 @@ def room_for(config: str, operand: str) -> dict[str, Any]:
     for device in ({}, room):
         with suppress(ValueError):
             _C.cuda_plan(
-                "forward",
+                operator,
                 ones,
                 ones,
                 ones,
@@ -212,7 +227,7 @@ def room_for(config: str, operand: str) -> dict[str, Any]:
 
 
 class Call:
-    """A forward call of one configuration, planned once and played any number of times.
+    """A call of one configuration, planned once and played any number of times.
 
     Raises:
         ValueError: the configuration cannot compute the problem.
@@ -226,20 +241,26 @@ class Call:
         layouts: Layouts = LAYOUTS[0],
         device: dict[str, Any] | None = None,
         seed: int = 0,
+        operator: str = "forward",
     ) -> None:
-        self.label = f"{config} {operand} {problem} {layouts}"
-        device = {**room_for(config, operand), **(device or {})}
+        self.label = f"{operator} {config} {operand} {problem} {layouts}"
+        device = {**room_for(config, operand, operator), **(device or {})}
         self.problem, self.operand, self.layouts = problem, OPERANDS[operand], layouts
-        self.input, self.weight, self.bias, (self.truth, self.magnitude) = _values(problem, operand, layouts, seed)
-        self.strides = layouts.output(problem.output_size)
+        self.result = RESULTS[operator]
+        self.read, self.truth, self.magnitude = _values(operator, problem, operand, layouts, seed)
+        self.size = tuple(self.truth.shape)
+        self.strides = getattr(layouts, self.result)(self.size)
+        if 0 in self.strides:  # nobody writes one element twice
+            self.strides = contiguous(self.size)
+        strides = {name: tensor.stride() for name, tensor in self.read.items()} | {self.result: self.strides}
         self.plan = _C.cuda_plan(
-            "forward",
+            operator,
             problem.input_size,
-            self.input.stride(),
+            strides["input"],
             problem.weight_size,
-            self.weight.stride(),
-            layouts.bias,
-            self.strides,
+            strides["weight"],
+            layouts.bias if operator == "forward" else None,
+            strides["output"],
             str(self.operand.dtype).removeprefix("torch."),
             self.operand.precision,
             problem.stride,
@@ -253,23 +274,25 @@ class Call:
         self.told = self.plan.explain()
 
     def play(self, schedule: tuple[int, bool] = SCHEDULES[0], skipped_barrier: int = -1) -> tuple[Tensor, dict]:
-        """The output, and what the simulator counted. Memory that nobody wrote is NaN, and nothing else is written."""
-        nothing = torch.zeros((), dtype=self.operand.dtype).expand(self.problem.output_size)
-        output = _among_nan(nothing, self.strides, self.layouts.elements)
-        output.view(torch.uint8 if output.numel() == 0 else self._integers).fill_(-1)
+        """The result, and what the simulator counted. Memory that nobody wrote is NaN, and nothing else is written."""
+        nothing = torch.zeros((), dtype=self.operand.dtype).expand(self.size)
+        result = _among_nan(nothing, self.strides, self.layouts.elements)
+        result.view(torch.uint8 if result.numel() == 0 else self._integers).fill_(-1)
         workspace = torch.full((self.plan.workspace_bytes + 512,), 0xFF, dtype=torch.uint8)
         first = -workspace.data_ptr() % 256
-        bias = 0 if self.layouts.bias is None else self.bias.data_ptr()
+        pointers = {name: tensor.data_ptr() for name, tensor in self.read.items()} | {self.result: result.data_ptr()}
+        if self.layouts.bias is None or "bias" not in pointers:
+            pointers["bias"] = 0
         counted = _C.simulate(
-            self.plan, self.input.data_ptr(), self.weight.data_ptr(), bias, output.data_ptr(),
+            self.plan, *(pointers[name] for name in ("input", "weight", "bias", "output")),
             workspace.data_ptr() + first, *schedule, skipped_barrier,
         )  # fmt: skip
         beyond = workspace[first + self.plan.workspace_bytes :]
         assert (beyond == 0xFF).all() and (workspace[:first] == 0xFF).all(), f"{self.label}: beyond the workspace"
-        memory = torch.empty((), dtype=self._integers).set_(output.untyped_storage()).clone()
-        memory.as_strided(output.shape, output.stride(), output.storage_offset()).fill_(-1)
-        assert (memory == -1).all(), f"{self.label}: written outside of the output"
-        return output, counted
+        memory = torch.empty((), dtype=self._integers).set_(result.untyped_storage()).clone()
+        memory.as_strided(result.shape, result.stride(), result.storage_offset()).fill_(-1)
+        assert (memory == -1).all(), f"{self.label}: written outside of the result"
+        return result, counted
 
     @property
     def _integers(self) -> torch.dtype:

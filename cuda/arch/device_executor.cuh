@@ -103,6 +103,18 @@ class DeviceWarp {
       return __ldg(reinterpret_cast<const T*>(source));
     }
   }
+  // The same where the compiler shall not keep what it has read: words, one load each.
+  template <class T>
+  __device__ __forceinline__ T reread(const char* source) const {
+    T value;
+#pragma unroll
+    for (int word = 0; word < int(sizeof(T) / 4); ++word) {
+      asm volatile("ld.global.nc.b32 %0, [%1];"
+                   : "=r"(reinterpret_cast<std::uint32_t*>(&value)[word])
+                   : "l"(source + word * 4));
+    }
+    return value;
+  }
   // Global memory that another thread block may have written.
   template <class T>
   __device__ __forceinline__ T fresh(const T* source) const {

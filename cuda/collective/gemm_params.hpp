@@ -5,6 +5,10 @@
 #include "geometry/problem.hpp"
 
 // What a launch of the implicit GEMM is told. All PODs: they travel as kernel parameters, or in the workspace.
+//
+// The input is what the patch is fetched from, the output what is written. Forward: output pixel = stride * q + phase - origin, and
+// the patch is the input itself. grad_input: the output is grad_input, with no phases; the input is grad_output, of which every
+// phase is a patch of its own, its pixels `step` apart.
 namespace convt {
 
 // The axes of a tile: the batch is one more, without taps.
@@ -12,9 +16,10 @@ inline constexpr int kTileAxes = 1 + kAxes;   // N, D, H, W
 
 // One step of the reduction loop: the tile's positions, moved by a shift.
 struct ShiftRecord {
-  std::int32_t shift[kAxes];      // D, H, W: the tap reads input pixel q - shift
-  std::int32_t pixel_offset;      // from a position of the tile to its patch pixel, pixels
-  std::uint32_t row_mask;         // bit t: row tile t has a tap at this shift
+  std::int32_t shift[kAxes];  // D, H, W: the tap reads patch pixel q - shift; grad_input has the tap's shift negated
+  std::int32_t pixel_offset;  // from a position of the tile to its patch pixel, pixels
+  std::uint32_t row_mask;  // bit t: row tile t has a tap at this shift
+  std::int32_t phase;  // flattened phase of the input that the tap reads; forward: 0
 };
 
 // What a step must know of its shift. It rides behind the filter of the step before.
@@ -23,32 +28,42 @@ struct StepHeader {
   std::uint32_t row_mask;
 };
 
-// Shifts that share a patch. Whole shift lists are one group unless their patch would be too large.
+// Shifts that share a patch. Whole shift lists are one group unless their patch would be too large; of grad_input, those that read
+// the same D and H phase. A row of the patch has its W phases one behind the other.
 struct ShiftGroup {
-  std::int32_t high[kAxes];       // largest shift: the patch starts at q - high
-  std::int32_t extent[kTileAxes]; // patch extents N, D, H, W, pixels
+  std::int32_t high[kAxes];  // largest shift: the patch starts at step * (q - high) + offset
+  std::int32_t offset[kAxes];  // input pixels
+  std::int32_t row;  // byte offset from the tables of the RowPhases, 0: a row has one W phase
+  std::int32_t extent[kTileAxes];  // patch extents N, D, H, W, pixels; W: of one phase
   std::int32_t pitch[kTileAxes];  // pixels between neighbours of an axis, bank padding included; W: 1
-  std::int32_t pixels;            // extent[0] * pitch[0]
-  std::int32_t first_shift;       // index of its first ShiftRecord
+  std::int32_t pixels;  // extent[0] * pitch[0]
+  std::int32_t first_shift;  // index of its first ShiftRecord
   std::int32_t shifts;
-  std::int32_t first_step;        // shifts of earlier groups of this block
-  FastDivisor by_pitch[kAxes];    // pitch of N, D, H
+  std::int32_t first_step;  // shifts of earlier groups of this block
+  FastDivisor by_pitch[kAxes];  // pitch of N, D, H
 };
+
+// The row of a patch that has several W phases, pixels of which alternate in memory.
+struct RowPhases {
+  std::int32_t columns;           // pixels of one phase
+  std::int32_t count;             // phases
+  FastDivisor by_count;
+};                                // then int32 [count]: input pixels beyond the first phase
 
 // The virtual channels of a tile: a range of output phases, empty ones included, times a range of channels.
 struct PhaseBlock {
-  std::int32_t outer_begin;       // (D phase, H phase), flattened
+  std::int32_t outer_begin;  // (D phase, H phase), flattened
   std::int32_t outer_count;
-  std::int32_t w_begin;           // W phases
+  std::int32_t w_begin;  // W phases
   std::int32_t w_count;
-  std::int32_t first_slot;        // index into slots: [outer_count][w_count], the row slot of a phase or -1
-  std::int32_t slots;             // non-empty phases; row = slot * block_channels + channel
-  std::int32_t first_phase;       // index into phases: int32 [slots], the flattened phase of a slot
+  std::int32_t first_slot;  // index into slots: [outer_count][w_count], the row slot of a phase or -1
+  std::int32_t slots;  // non-empty phases; row = slot * block_channels + channel
+  std::int32_t first_phase;  // index into phases: int32 [slots], the flattened phase of a slot
   std::int32_t first_group;
   std::int32_t groups;
-  std::int32_t first_step;        // shifts of earlier blocks
-  std::int32_t steps;             // shifts of this block
-  std::int32_t lanes_log2;        // threads over which the epilogue spreads channels, log2
+  std::int32_t first_step;  // shifts of earlier blocks
+  std::int32_t steps;  // shifts of this block
+  std::int32_t lanes_log2;  // threads over which the epilogue spreads channels, log2
   FastDivisor by_piece;  // 16-byte pieces of a tile's output row; output pixels of it when stored along channels
   FastDivisor by_w;  // w_count
 };
@@ -60,6 +75,7 @@ struct TileAxis {
   std::int64_t q_count;
   std::int64_t origin;  // o + origin = stride * q + phase
   std::int32_t stride;
+  std::int32_t step;  // input pixels between neighbours in a patch
   std::int32_t tile;  // q positions of a tile
   std::int32_t tiles;
   FastDivisor by_tile, by_tiles, by_stride;
@@ -79,7 +95,8 @@ struct SharedLayout {
   std::int32_t filter;  // [stage][slab]
   std::int32_t patch;  // [stage][plane][pixel][16 B]
   std::int32_t patch_stage_bytes;
-  std::int32_t pixel_table;  // int32 [pixel]
+  std::int32_t pixel_table;  // int32 [pixel], in the order of memory
+  std::int32_t place_table;  // int32 [pixel]: where that pixel lies in the patch; 0: in the same order
   std::int32_t bytes;
 };
 
@@ -114,15 +131,17 @@ struct GemmParams {
   std::int32_t direct;  // elements that the accumulators' owners store at once: 0 goes through shared memory
 };
 
-// `pixels`: of the largest patch; `phases`: of the largest block, empty ones included.
+// `pixels`: of the largest patch; `phases`: of the largest block, empty ones included; `interleaved`: a patch has several W phases,
+// which alternate in memory.
 constexpr SharedLayout shared_layout(const TileConfig& config, Operand operand, std::int32_t pixels,
-                                     std::int32_t phases) {
+                                     std::int32_t phases, bool interleaved) {
   SharedLayout layout{};
   layout.filter = 0;
   layout.patch = config.filter_stages * config.slab_bytes(operand);
   layout.patch_stage_bytes = config.planes * pixels * 16;
   layout.pixel_table = layout.patch + kPatchStages * layout.patch_stage_bytes;
-  const std::int32_t pipeline = layout.pixel_table + 4 * pixels;
+  layout.place_table = interleaved ? layout.pixel_table + 4 * pixels : 0;
+  const std::int32_t pipeline = layout.pixel_table + (interleaved ? 8 : 4) * pixels;
   const std::int32_t staging = config.staging_bytes() + 4 * phases;
   layout.bytes = pipeline > staging ? pipeline : staging;
   return layout;

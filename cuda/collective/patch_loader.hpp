@@ -18,7 +18,8 @@ struct PatchLoader {
   static constexpr int batch_words() {
     if (kOperand == Operand::tf32) return 16;
     if (kOperand == Operand::ieee) {
-      return kConfig.planes == 4 && kConfig.warp_rows() * kConfig.warp_pixels() == 64 * 64 ? 4 : 8;
+      const bool full = kConfig.warp_rows() * kConfig.warp_pixels() == 64 * 64;
+      return full && (kConfig.planes == 4 || kConfig.warps_m > 1) ? 4 : 8;
     }
     return kConfig.blocks > 2 ? 8 : 16;
   }
@@ -39,37 +40,64 @@ struct PatchLoader {
     return std::int32_t(std::uint32_t(group.pixels + kConfig.threads() - 1) / kConfig.threads()) * kBatches;
   }
 
+  // Input coordinate of the first patch pixel along D, H or W.
+  CONVT_HOST_DEVICE static std::int64_t first_of(const GemmParams& params, const Tile& tile, const ShiftGroup& group,
+                                                 int axis) {
+    return params.axes[1 + axis].step * (tile.q[1 + axis] - group.high[axis]) + group.offset[axis];
+  }
+
   // Address of the first patch pixel, channel 0 of the group. Out of the tensor where the patch is: never read there.
   CONVT_HOST_DEVICE static const char* origin(const GemmParams& params, const Tile& tile, const ShiftGroup& group) {
     std::int64_t offset = tile.q[0] * params.input_strides[0] +
                           std::int64_t(tile.conv_group) * params.in_channels * params.input_strides[1];
     for (int axis = 0; axis < kAxes; ++axis) {
-      offset += (tile.q[1 + axis] - group.high[axis]) * params.input_strides[2 + axis];
+      offset += first_of(params, tile, group, axis) * params.input_strides[2 + axis];
     }
     return static_cast<const char*>(params.input) + offset * kBytes;
   }
 
-  // Writes each thread's own pixels into the table: offset from the patch's origin in elements, or -1 outside the input.
+  // Writes each thread's own pixels into the table: offset from the patch's origin in elements, or -1 outside the input. Where W
+  // phases alternate in memory so do a thread's neighbours, and a second table says where in the patch a pixel goes.
   template <class Warp>
   CONVT_HOST_DEVICE static void tabulate(Warp& warp, const GemmParams& params, const Tile& tile,
                                          const ShiftGroup& group) {
-    std::int32_t low[kTileAxes], high[kTileAxes];
+    std::int32_t low[kTileAxes],
+        high[kTileAxes];   // input pixels from the patch's first; nothing beyond its last is asked for
     for (int axis = 0; axis < kTileAxes; ++axis) {
-      const std::int64_t first = tile.q[axis] - (axis == 0 ? 0 : group.high[axis - 1]);
+      const std::int64_t first = axis == 0 ? tile.q[0] : first_of(params, tile, group, axis - 1);
       const std::int64_t left = params.axes[axis].input - first;
-      low[axis] = first < 0 ? (-first < group.extent[axis] ? std::int32_t(-first) : group.extent[axis]) : 0;
-      high[axis] = left < group.extent[axis] ? std::int32_t(left < 0 ? 0 : left) : group.extent[axis];
+      constexpr std::int64_t most = 0x7fffffff;
+      low[axis] = std::int32_t(first < 0 ? (-first < most ? -first : most) : 0);
+      high[axis] = std::int32_t(left < most ? (left < 0 ? 0 : left) : most);
     }
     warp.lanes([&](int lane) {
       for (std::int32_t pixel = warp.thread(lane); pixel < group.pixels; pixel += kConfig.threads()) {
-        std::int32_t rest = pixel, offset = 0;
+        std::int32_t rest = pixel, offset = 0, place = pixel;
         bool inside = true;
 #pragma unroll
         for (int axis = 0; axis < kTileAxes; ++axis) {
-          const std::int32_t at = axis == kTileAxes - 1 ? rest : group.by_pitch[axis].quotient(rest);
-          if (axis < kTileAxes - 1) rest = group.by_pitch[axis].remainder(rest, at);
+          std::int32_t at = rest, beyond = 0;
+          if (axis < kTileAxes - 1) {
+            at = group.by_pitch[axis].quotient(rest);
+            rest = group.by_pitch[axis].remainder(rest, at);
+          } else if (group.row != 0 && inside) {
+            // Read anew for every pixel, which is rare enough: kept, it would take the registers of the main loop.
+            const char* const phases = params.tables + group.row;
+            const RowPhases row = warp.template reread<RowPhases>(phases);
+            if (rest < row.columns * row.count) {
+              at = row.by_count.quotient(rest);
+              const std::int32_t phase = row.by_count.remainder(rest, at);
+              place += phase * row.columns + at - rest;
+              beyond = warp.template reread<std::int32_t>(phases + sizeof(RowPhases) + phase * 4);
+            }
+          }
+          inside = inside && at < group.extent[axis];
+          at = at * params.axes[axis].step + beyond;
           inside = inside && at >= low[axis] && at < high[axis];
           offset += at * std::int32_t(params.input_strides[axis == 0 ? 0 : axis + 1]);
+        }
+        if (params.shared.place_table) {
+          warp.template store<std::int32_t>(params.shared.place_table + pixel * 4, place);
         }
         warp.template store<std::int32_t>(params.shared.pixel_table + pixel * 4, inside ? offset : -1);
       }
@@ -122,10 +150,11 @@ struct PatchLoader {
   CONVT_HOST_DEVICE static void store(Warp& warp, State<kLanes>& state, const GemmParams& params,
                                       const ShiftGroup& group, std::int32_t patch, std::int32_t batch) {
     const Place at = place(batch);
-    const std::int32_t first = patch + (at.plane * group.pixels + at.pixel) * 16, pitch = group.pixels * 16;
+    const std::int32_t first = patch + at.plane * group.pixels * 16, pitch = group.pixels * 16;
     warp.lanes([&](int lane) {
-      const std::int32_t own = warp.thread(lane);
-      if (own + at.pixel >= group.pixels) return;
+      std::int32_t own = warp.thread(lane) + at.pixel;
+      if (own >= group.pixels) return;
+      if (params.shared.place_table) own = warp.template load<std::int32_t>(params.shared.place_table + own * 4);
       const auto& word = state.batch[lane].word;
 #pragma unroll
       for (int plane = 0; plane < kBatchPlanes; ++plane) {

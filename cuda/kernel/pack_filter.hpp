@@ -8,17 +8,19 @@ namespace convt {
 
 // What packing is told beside the tables.
 struct PackParams {
-  const void* filter;             // (in_channels, out_channels / groups, D, H, W), any strides
+  const void* filter;             // any strides
   char* packed;                   // GemmParams::filter
   char* tables;                   // where the tables go: GemmParams::tables
   std::uint32_t* arrived;         // counters to clear, or null
-  std::int64_t strides[2 + kAxes];
+  std::int64_t strides[2 + kAxes];   // input channel, output channel, D, H, W of the GEMM
+  std::int64_t group_stride;      // between conv groups
   std::int64_t units;             // 16-byte units: of one copy, and a header per slab
   Axis axes[kAxes];
   std::int64_t origin[kAxes];     // o + origin = stride * q + phase
   TableLayout table;
   std::int32_t counters;
-  std::int32_t in_channels, out_channels;   // per conv group
+  std::int32_t in_channels, out_channels;   // per conv group, of the GEMM
+  std::int32_t shift_sign;        // -1: shifts are negated
   std::int32_t block_channels, channel_blocks, phase_blocks, chunks, steps;
   std::int32_t rows, planes;      // of the tile configuration
   Operand operand;
@@ -71,14 +73,16 @@ struct PackFilter {
     bool there = slot < block.slots && channel < params.out_channels;
     std::int64_t offset = 0;
     if (there) {
+      // One of the two is 0: phases are the output's, or the input's.
       std::int32_t phase =
-          reinterpret_cast<const std::int32_t*>(tables + params.table.phases)[block.first_phase + slot];
+          reinterpret_cast<const std::int32_t*>(tables + params.table.phases)[block.first_phase + slot] + shift.phase;
       for (int axis = kAxes - 1; axis >= 0; --axis) {
         const Axis& along = params.axes[axis];
         const std::int32_t stride = std::int32_t(along.stride), own = phase % stride;
         phase /= stride;
         // dilation * tap - padding + origin = stride * shift + phase
-        const std::int64_t reach = along.stride * shift.shift[axis] + own + along.padding - params.origin[axis];
+        const std::int64_t reach =
+            along.stride * params.shift_sign * shift.shift[axis] + own + along.padding - params.origin[axis];
         const std::int64_t tap = reach / along.dilation;
         there = there && reach >= 0 && tap * along.dilation == reach && tap < along.filter;
         offset += tap * params.strides[2 + axis];
@@ -86,10 +90,9 @@ struct PackFilter {
     }
     const int vector = operand_vector(params.operand), bytes = operand_bytes(params.operand);
     const std::int32_t first = (chunk * params.planes + plane) * vector;
-    const char* source = static_cast<const char*>(params.filter) +
-                         (offset + channel * params.strides[1] +
-                          (std::int64_t(conv_group) * params.in_channels + first) * params.strides[0]) *
-                             bytes;
+    const char* source =
+        static_cast<const char*>(params.filter) +
+        (offset + channel * params.strides[1] + conv_group * params.group_stride + first * params.strides[0]) * bytes;
 
     Vector16 high{}, low_half{};
     for (int element = 0; element < vector; ++element) {

@@ -19,8 +19,9 @@ struct GemmCost {
   const char* bound() const;
 };
 
-// How one configuration computes one problem. Pointers in the parameters are null until a launch fills them in.
+// How one configuration computes the forward or grad_input of one problem. Pointers in the parameters are null until a launch fills them in.
 struct GemmPlan {
+  Operator op = Operator::forward;  // or grad_input
   TileConfig config{};
   Operand operand{};
   GemmParams params{};

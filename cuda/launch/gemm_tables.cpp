@@ -67,54 +67,124 @@ BlockShifts block_of(const Problem& problem, const std::array<PhaseShifts, kAxes
       }
     }
   }
-  bool first = true;
-  for (const auto& [key, mask] : masks) {
-    made.shifts.push_back({{key[0], key[1], key[2]}, 0, mask});
-    made.row_tiles += __builtin_popcount(mask);
-    for (int axis = 0; axis < kAxes; ++axis) {
-      made.low[axis] = first ? key[axis] : std::min(made.low[axis], key[axis]);
-      made.high[axis] = first ? key[axis] : std::max(made.high[axis], key[axis]);
-    }
-    first = false;
-  }
-  made.block.steps = std::int32_t(made.shifts.size());
+  for (const auto& [key, mask] : masks) made.shifts.push_back({{key[0], key[1], key[2]}, 0, mask, 0});
   return made;
 }
 
-void span_of(const ShiftRecord* begin, const ShiftRecord* end, std::int32_t (&low)[kAxes],
-             std::int32_t (&high)[kAxes]) {
-  for (int axis = 0; axis < kAxes; ++axis) {
-    low[axis] = high[axis] = begin->shift[axis];
-    for (const ShiftRecord* at = begin; at != end; ++at) {
-      low[axis] = std::min(low[axis], at->shift[axis]);
-      high[axis] = std::max(high[axis], at->shift[axis]);
+// All taps of grad_input: in the order of the phases that they read.
+BlockShifts block_of_grad_input(const Problem& problem, std::int32_t block_channels) {
+  BlockShifts made;
+  made.block.outer_count = made.block.w_count = made.block.slots = 1;
+  made.slots = {0};
+  made.phases = {0};
+  const std::uint32_t mask = 0xffffffffu >> (32 - ceil_div(block_channels, kMmaRows));
+  const auto& [along_d, along_h, along_w] = problem.axes;
+  for (std::int64_t d = 0; d < along_d.filter; ++d) {
+    for (std::int64_t h = 0; h < along_h.filter; ++h) {
+      for (std::int64_t w = 0; w < along_w.filter; ++w) {
+        const Tap at[kAxes] = {tap_of(along_d, d, Origin::padded), tap_of(along_h, h, Origin::padded),
+                               tap_of(along_w, w, Origin::padded)};
+        const std::int64_t phase = (at[0].phase * along_h.stride + at[1].phase) * along_w.stride + at[2].phase;
+        made.shifts.push_back({{std::int32_t(-at[0].shift), std::int32_t(-at[1].shift), std::int32_t(-at[2].shift)},
+                               0,
+                               mask,
+                               std::int32_t(phase)});
+      }
     }
+  }
+  std::stable_sort(made.shifts.begin(), made.shifts.end(),
+                   [](const ShiftRecord& a, const ShiftRecord& b) { return a.phase < b.phase; });
+  return made;
+}
+
+using Shifts = std::vector<ShiftRecord>;
+using ShiftAt = Shifts::iterator;
+
+std::vector<std::int32_t> w_phases_of(ShiftAt begin, ShiftAt end, std::int64_t w_stride) {
+  std::vector<std::int32_t> phases;
+  for (ShiftAt at = begin; at != end; ++at) phases.push_back(std::int32_t(at->phase % w_stride));
+  std::sort(phases.begin(), phases.end());
+  phases.erase(std::unique(phases.begin(), phases.end()), phases.end());
+  return phases;
+}
+
+PatchSpan span_of(ShiftAt begin, ShiftAt end, std::int64_t w_stride) {
+  PatchSpan span;
+  for (int axis = 0; axis < kAxes; ++axis) {
+    const auto [low, high] = std::minmax_element(
+        begin, end, [&](const ShiftRecord& a, const ShiftRecord& b) { return a.shift[axis] < b.shift[axis]; });
+    span.low[axis] = low->shift[axis];
+    span.high[axis] = high->shift[axis];
+  }
+  span.w_phases = std::int32_t(w_phases_of(begin, end, w_stride).size());
+  return span;
+}
+
+// Ends of the runs of shifts that read the same D and H phase; they are sorted by their phases.
+ShiftAt same_outer_phase(ShiftAt begin, ShiftAt end, std::int64_t w_stride) {
+  return std::find_if(begin, end,
+                      [&](const ShiftRecord& at) { return at.phase / w_stride != begin->phase / w_stride; });
+}
+
+void measure(const GemmShape& shape, BlockShifts& made) {
+  const std::int64_t w_stride = shape.problem.axes[2].stride;
+  made.block.steps = std::int32_t(made.shifts.size());
+  for (const ShiftRecord& record : made.shifts) made.row_tiles += __builtin_popcount(record.row_mask);
+  for (ShiftAt at = made.shifts.begin(); at != made.shifts.end();) {
+    const ShiftAt end = same_outer_phase(at, made.shifts.end(), w_stride);
+    made.spans.push_back(span_of(at, end, w_stride));
+    at = end;
   }
 }
 
-bool split(std::vector<ShiftRecord>& shifts, std::size_t begin, std::size_t end, const TileBox& box,
-           std::int64_t capacity, std::vector<ShiftGroup>& groups) {
-  std::int32_t low[kAxes], high[kAxes];
-  span_of(&shifts[begin], &shifts[begin] + (end - begin), low, high);
-  const PatchShape shape = patch_shape(box, low, high);
+// The phase of the input that a shift reads along D or H, and that of the patch's first pixel.
+std::int32_t input_offset(const GemmShape& shape, std::int32_t phase, int axis) {
+  if (shape.op == Operator::forward) return 0;
+  const auto& axes = shape.problem.axes;
+  for (int inner = kAxes - 1; inner > axis; --inner) phase /= std::int32_t(axes[inner].stride);
+  return phase % std::int32_t(axes[axis].stride) - std::int32_t(axes[axis].padding);
+}
+
+bool split(const GemmShape& geometry, ShiftAt first, ShiftAt begin, ShiftAt end, const TileBox& box,
+           std::int64_t capacity, std::vector<PatchGroup>& groups) {
+  const std::int64_t w_stride = geometry.problem.axes[2].stride;
+  const auto halves = [&](ShiftAt middle) {
+    return split(geometry, first, begin, middle, box, capacity, groups) &&
+           split(geometry, first, middle, end, box, capacity, groups);
+  };
+  if (const ShiftAt other = same_outer_phase(begin, end, w_stride); other != end) return halves(other);
+  const PatchSpan span = span_of(begin, end, w_stride);
+  const auto& [low, high, w_count] = span;
+  const PatchShape shape = patch_shape(box, span);
   if (shape.pixels <= capacity) {
-    ShiftGroup group{};
+    PatchGroup made{{}, w_phases_of(begin, end, w_stride)};
+    ShiftGroup& group = made.group;
     std::copy(std::begin(high), std::end(high), group.high);
+    // The phase of the first W phase; the others are told from there.
+    const std::int32_t corner = begin->phase - begin->phase % std::int32_t(w_stride) + made.w_phases[0];
+    for (int axis = 0; axis < kAxes; ++axis) group.offset[axis] = input_offset(geometry, corner, axis);
     std::copy(std::begin(shape.extent), std::end(shape.extent), group.extent);
     std::copy(std::begin(shape.pitch), std::end(shape.pitch), group.pitch);
     group.pixels = std::int32_t(shape.pixels);
     for (int axis = 0; axis < kAxes; ++axis) group.by_pitch[axis] = FastDivisor(group.pitch[axis]);
-    group.first_shift = group.first_step = std::int32_t(begin);
+    group.first_shift = group.first_step = std::int32_t(begin - first);
     group.shifts = std::int32_t(end - begin);
-    for (std::size_t at = begin; at < end; ++at) {
-      ShiftRecord& record = shifts[at];
-      record.pixel_offset = 0;
+    for (ShiftAt at = begin; at != end; ++at) {
+      const auto own = std::lower_bound(made.w_phases.begin(), made.w_phases.end(), at->phase % w_stride);
+      at->pixel_offset = std::int32_t(own - made.w_phases.begin()) * group.extent[3];
       for (int axis = 0; axis < kAxes; ++axis) {
-        record.pixel_offset += (high[axis] - record.shift[axis]) * group.pitch[1 + axis];
+        at->pixel_offset += (high[axis] - at->shift[axis]) * group.pitch[1 + axis];
       }
     }
-    groups.push_back(group);
+    const std::int32_t corner_w = made.w_phases[0];
+    for (std::int32_t& phase : made.w_phases) phase -= corner_w;
+    groups.push_back(std::move(made));
     return true;
+  }
+  // Phases share nothing but the cache lines that they lie in.
+  if (w_count > 1) {
+    const std::int32_t middle = w_phases_of(begin, end, w_stride)[w_count / 2];
+    return halves(std::find_if(begin, end, [&](const ShiftRecord& at) { return at.phase % w_stride >= middle; }));
   }
   // Halve the axis whose halo costs most.
   int widest = -1;
@@ -128,10 +198,8 @@ bool split(std::vector<ShiftRecord>& shifts, std::size_t begin, std::size_t end,
   }
   if (widest < 0) return false;
   const std::int32_t middle = low[widest] + (high[widest] - low[widest]) / 2;
-  const auto cut = std::stable_partition(shifts.begin() + begin, shifts.begin() + end,
-                                         [&](const ShiftRecord& at) { return at.shift[widest] <= middle; });
-  const std::size_t at = cut - shifts.begin();
-  return split(shifts, begin, at, box, capacity, groups) && split(shifts, at, end, box, capacity, groups);
+  const std::int32_t along = widest;
+  return halves(std::stable_partition(begin, end, [=](const ShiftRecord& at) { return at.shift[along] <= middle; }));
 }
 
 void leave(PhaseBlock& block, const TileBox& box, const Leaving& leaving) {
@@ -163,8 +231,14 @@ std::int32_t append(std::vector<char>& bytes, const std::vector<T>& table) {
 
 }  // namespace
 
-std::vector<BlockShifts> block_shifts(const Problem& problem, const Origins& origin, std::int32_t rows,
+std::vector<BlockShifts> block_shifts(const GemmShape& shape, const Origins& origin, std::int32_t rows,
                                       std::int32_t block_channels) {
+  const Problem& problem = shape.problem;
+  if (shape.op == Operator::grad_input) {
+    std::vector<BlockShifts> blocks = {block_of_grad_input(problem, block_channels)};
+    measure(shape, blocks[0]);
+    return blocks;
+  }
   std::array<PhaseShifts, kAxes> shifts;
   for (int axis = 0; axis < kAxes; ++axis) shifts[axis] = phase_shifts(problem.axes[axis], origin[axis]);
   const std::int64_t most = rows / block_channels;
@@ -181,21 +255,23 @@ std::vector<BlockShifts> block_shifts(const Problem& problem, const Origins& ori
   for (const Range& range : cut(reached_outer, even)) {
     for (const Range& w : cut(reached_w, ceil_div(wide, ceil_div(wide, most)))) {
       blocks.push_back(block_of(problem, shifts, range, w, block_channels));
+      measure(shape, blocks.back());
     }
   }
   return blocks;
 }
 
-PatchShape patch_shape(const TileBox& box, const std::int32_t (&low)[kAxes], const std::int32_t (&high)[kAxes]) {
+PatchShape patch_shape(const TileBox& box, const PatchSpan& span) {
   PatchShape shape{};
   shape.conflicts = 1;
   shape.extent[0] = box.tile[0];
-  for (int axis = 0; axis < kAxes; ++axis) shape.extent[1 + axis] = box.tile[1 + axis] + high[axis] - low[axis];
+  for (int axis = 0; axis < kAxes; ++axis)
+    shape.extent[1 + axis] = box.tile[1 + axis] + span.high[axis] - span.low[axis];
   const auto lay = [&](bool padded) {
     std::int64_t pitch = 1, positions = 1, outside = box.positions();
     for (int axis = kTileAxes - 1; axis >= 0; --axis) {
       shape.pitch[axis] = std::int32_t(pitch);
-      pitch *= shape.extent[axis];
+      pitch *= shape.extent[axis] * (axis == kTileAxes - 1 ? span.w_phases : 1);
       positions *= box.tile[axis];
       outside /= box.tile[axis];
       // Eight positions in a row hit eight banks when a new row goes on where the last one stopped, modulo 8.
@@ -220,22 +296,24 @@ PatchShape patch_shape(const TileBox& box, const std::int32_t (&low)[kAxes], con
   return shape;
 }
 
-std::vector<ShiftGroup> group_shifts(BlockShifts& block, const TileBox& box, std::int64_t capacity) {
-  std::vector<ShiftGroup> groups;
-  if (!block.shifts.empty() && !split(block.shifts, 0, block.shifts.size(), box, capacity, groups)) groups.clear();
+std::vector<PatchGroup> group_shifts(const GemmShape& shape, BlockShifts& block, const TileBox& box,
+                                     std::int64_t capacity) {
+  std::vector<PatchGroup> groups;
+  const ShiftAt begin = block.shifts.begin(), end = block.shifts.end();
+  if (begin != end && !split(shape, begin, begin, end, box, capacity, groups)) groups.clear();
   return groups;
 }
 
-GemmTables gemm_tables(std::vector<BlockShifts> blocks, const TileBox& box, std::int64_t capacity,
-                       const Leaving& leaving) {
+GemmTables gemm_tables(const GemmShape& shape, std::vector<BlockShifts> blocks, const TileBox& box,
+                       std::int64_t capacity, const Leaving& leaving) {
   GemmTables tables;
   std::vector<PhaseBlock> phase_blocks;
   std::vector<ShiftGroup> groups;
   std::vector<ShiftRecord> shifts;
-  std::vector<std::int32_t> phases;
+  std::vector<std::int32_t> phases, rows;
   std::vector<std::int16_t> slots;
   for (BlockShifts& made : blocks) {
-    std::vector<ShiftGroup> own = group_shifts(made, box, capacity);
+    std::vector<PatchGroup> own = group_shifts(shape, made, box, capacity);
     PhaseBlock block = made.block;
     block.first_slot = std::int32_t(slots.size());
     block.first_phase = std::int32_t(phases.size());
@@ -243,19 +321,31 @@ GemmTables gemm_tables(std::vector<BlockShifts> blocks, const TileBox& box, std:
     block.groups = std::int32_t(own.size());
     block.first_step = tables.steps;
     leave(block, box, leaving);
-    for (ShiftGroup& group : own) {
+    for (PatchGroup& patch : own) {
+      ShiftGroup& group = patch.group;
       group.first_shift += std::int32_t(shifts.size());
       tables.most_pixels = std::max(tables.most_pixels, group.pixels);
+      if (patch.w_phases.size() > 1) {
+        tables.interleaved = true;
+        group.row = std::int32_t(rows.size() * 4 + 1);   // until it is known where rows begin
+        const std::int32_t count = std::int32_t(patch.w_phases.size());
+        const RowPhases row{group.extent[3], count, FastDivisor(count)};
+        const auto* words = reinterpret_cast<const std::int32_t*>(&row);
+        rows.insert(rows.end(), words, words + sizeof(row) / 4);
+        rows.insert(rows.end(), patch.w_phases.begin(), patch.w_phases.end());
+      }
+      groups.push_back(group);
     }
     tables.steps += block.steps;
     tables.most_phases = std::max(tables.most_phases, block.outer_count * block.w_count);
     phase_blocks.push_back(block);
-    groups.insert(groups.end(), own.begin(), own.end());
     shifts.insert(shifts.end(), made.shifts.begin(), made.shifts.end());
     phases.insert(phases.end(), made.phases.begin(), made.phases.end());
     slots.insert(slots.end(), made.slots.begin(), made.slots.end());
   }
   append(tables.bytes, phase_blocks);
+  const std::int32_t first_row = append(tables.bytes, rows);
+  for (ShiftGroup& group : groups) group.row = group.row == 0 ? 0 : first_row + group.row - 1;
   tables.layout.groups = append(tables.bytes, groups);
   tables.layout.shifts = append(tables.bytes, shifts);
   tables.layout.phases = append(tables.bytes, phases);

@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "collective/gemm_params.hpp"
-#include "geometry/tap_table.hpp"
+#include "launch/gemm_shape.hpp"
 
 namespace convt {
 
@@ -16,19 +16,26 @@ struct TileBox {
   std::int64_t positions() const { return std::int64_t(tile[0]) * tile[1] * tile[2] * tile[3]; }
 };
 
+// Shifts that could share a patch, would it fit: those of a block, of grad_input the ones that read the same D and H phase.
+struct PatchSpan {
+  std::int32_t low[kAxes];                 // of the shifts, D, H, W
+  std::int32_t high[kAxes];
+  std::int32_t w_phases;                   // of the input
+};
+
 // One phase block and its shifts, before a tile's box is chosen.
 struct BlockShifts {
   PhaseBlock block{};
   std::vector<std::int16_t> slots;         // [outer_count][w_count]
   std::vector<std::int32_t> phases;        // [slots]
   std::vector<ShiftRecord> shifts;         // without pixel offsets
-  std::int32_t low[kAxes];                 // span of the shifts, D, H, W
-  std::int32_t high[kAxes];
+  std::vector<PatchSpan> spans;
   std::int64_t row_tiles = 0;              // row tiles with a tap, summed over the shifts
 };
 
-// Phase blocks of at most rows / block_channels phases, in output order; W phases are cut only where they do not fit.
-std::vector<BlockShifts> block_shifts(const Problem& problem, const Origins& origin, std::int32_t rows,
+// Phase blocks of at most rows / block_channels phases, in output order; W phases are cut only where they do not fit. grad_input
+// has one block.
+std::vector<BlockShifts> block_shifts(const GemmShape& shape, const Origins& origin, std::int32_t rows,
                                       std::int32_t block_channels);
 
 // The patch of a box under a span of shifts. Pitches keep ldmatrix free of bank conflicts where that is cheap.
@@ -38,11 +45,16 @@ struct PatchShape {
   std::int64_t pixels;
   double conflicts;                        // factor on the reads
 };
-PatchShape patch_shape(const TileBox& box, const std::int32_t (&low)[kAxes], const std::int32_t (&high)[kAxes]);
+PatchShape patch_shape(const TileBox& box, const PatchSpan& span);
 
 // Cuts the shifts of a block into groups whose patch has at most `capacity` pixels, reordering them. Shift indices of the
 // groups are relative to the block. Empty when a single shift does not fit.
-std::vector<ShiftGroup> group_shifts(BlockShifts& block, const TileBox& box, std::int64_t capacity);
+struct PatchGroup {
+  ShiftGroup group;                        // without the place of its row's table
+  std::vector<std::int32_t> w_phases;      // ascending, from the first
+};
+std::vector<PatchGroup> group_shifts(const GemmShape& shape, BlockShifts& block, const TileBox& box,
+                                     std::int64_t capacity);
 
 // What the kernels read: all blocks' tables side by side.
 struct GemmTables {
@@ -51,6 +63,7 @@ struct GemmTables {
   std::int32_t steps = 0;                  // shifts of all blocks
   std::int32_t most_pixels = 0;            // of any group's patch
   std::int32_t most_phases = 0;            // of any block, empty ones included
+  bool interleaved = false;                // some patch has several W phases
 };
 // How the epilogue leaves: the plan's say.
 struct Leaving {
@@ -60,7 +73,7 @@ struct Leaving {
   std::int64_t channel_stride;             // of the output, elements
   bool channels_inner;                     // stores run along channels, not along W
 };
-GemmTables gemm_tables(std::vector<BlockShifts> blocks, const TileBox& box, std::int64_t capacity,
-                       const Leaving& leaving);
+GemmTables gemm_tables(const GemmShape& shape, std::vector<BlockShifts> blocks, const TileBox& box,
+                       std::int64_t capacity, const Leaving& leaving);
 
 }  // namespace convt

@@ -76,6 +76,12 @@ class HostWarp {
     return value;
   }
   template <class T>
+  T reread(const char* source) const {
+    T value;
+    std::memcpy(&value, source, sizeof value);
+    return value;
+  }
+  template <class T>
   T fresh(const T* source) const {
     return *source;
   }

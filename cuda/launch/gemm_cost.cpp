@@ -1,0 +1,179 @@
+#include "launch/gemm_cost.hpp"
+
+#include <algorithm>
+#include <limits>
+
+namespace convt {
+
+const char* GemmCost::bound() const {
+  const double terms[] = {tensor, shared, issue, l2, memory};
+  const char* names[] = {"tensor", "shared", "issue", "l2", "memory"};
+  return names[std::max_element(terms, terms + 5) - terms];
+}
+
+namespace {
+
+std::int64_t shared_capacity(const DeviceTraits& device, std::int64_t blocks) {
+  constexpr std::int64_t reserved = 1024;   // per block, by the driver
+  return std::min(device.shared_per_block, device.shared_per_multiprocessor / blocks - reserved);
+}
+
+}  // namespace
+
+std::int64_t pixel_capacity(const TileConfig& config, Operand operand, const DeviceTraits& device, std::int64_t blocks,
+                            bool interleaved) {
+  const std::int64_t left = shared_capacity(device, blocks) - config.filter_stages * config.slab_bytes(operand);
+  return left / (kPatchStages * config.planes * 16 + (interleaved ? 8 : 4));
+}
+
+int blocks_that_fit(const TileConfig& config, Operand operand, const DeviceTraits& device) {
+  int blocks = config.blocks_of(operand);
+  while (blocks > 0 && (config.staging_bytes() > shared_capacity(device, blocks) ||
+                        pixel_capacity(config, operand, device, blocks, false) < config.pixels)) {
+    --blocks;
+  }
+  return blocks;
+}
+
+namespace {
+
+// Pixels that a block's patches have, all groups together; 0 when they do not fit. Most blocks need no cutting.
+double patch_pixels(const GemmWork& work, BlockShifts& block, const TileBox& box, double& conflicts) {
+  if (block.shifts.empty()) return 1;
+  double pixels = 0;
+  bool fits = true;
+  for (const PatchSpan& span : block.spans) {
+    const PatchShape whole = patch_shape(box, span);
+    conflicts = std::max(conflicts, whole.conflicts);
+    pixels += double(whole.pixels);
+    fits = fits && whole.pixels <= work.capacity;
+  }
+  if (fits) return pixels;
+  pixels = 0;
+  for (const PatchGroup& made : group_shifts(work.shape, block, box, work.capacity)) pixels += made.group.pixels;
+  return pixels;
+}
+
+// Bytes through L2 for those that a row of a patch has. Rows that start anywhere take a sector more than they fill; pixels of one
+// phase among several lie apart.
+double row_waste(const GemmWork& work, const PatchSpan& span, std::int32_t tile_w) {
+  if (work.shape.gathers_along_channels()) return 1;
+  const double bytes = operand_bytes(work.operand), columns = tile_w + span.high[2] - span.low[2];
+  const double useful = columns * span.w_phases * bytes;
+  const double touched = std::min(columns * double(work.shape.axes[2].step) * bytes, columns * span.w_phases * 32);
+  return (std::max(touched, useful) + 24) / useful;
+}
+
+// The same of the tile without a halo, for all phases of the input that are read.
+double least_pixels(const BlockShifts& block, const TileBox& box) {
+  double phases = 0;
+  for (const PatchSpan& span : block.spans) phases += span.w_phases;
+  return double(box.positions()) * std::max(phases, 1.0);
+}
+
+}  // namespace
+
+int direct_elements(const GemmShape& shape, const TileBox& box) {
+  std::int64_t reach = 0;
+  bool even = true;
+  for (int axis = 0; axis < kAxes; ++axis) {
+    const GemmShape::Along& along = shape.axes[axis];
+    if (along.stride != 1) return 0;
+    reach += (box.tile[1 + axis] - 1) * shape.output[2 + axis];
+    even = even && (axis == kAxes - 1 || shape.output[2 + axis] % 2 == 0 || along.output == 1);
+  }
+  reach += (box.tile[0] - 1) * shape.output[0];
+  if (shape.output[4] != 1 || box.tile[3] % 2 != 0 || reach * 4 > std::numeric_limits<std::int32_t>::max()) return 0;
+  return even && shape.output[0] % 2 == 0 && shape.output[1] % 2 == 0 ? 2 : 1;
+}
+
+// docs/kernels.md explains every term. Cycles are a multiprocessor's.
+std::optional<GemmCost> cost_of(const GemmWork& work, std::vector<BlockShifts>& blocks,
+                                const std::int64_t (&q)[kTileAxes], const TileBox& box, std::int32_t block_channels,
+                                std::int32_t splits, Patches patches) {
+  const GemmShape& shape = work.shape;
+  const Problem& problem = shape.problem;
+  const DeviceTraits& device = work.device;
+  const TileConfig& config = work.config;
+  const int vector = operand_vector(work.operand), bytes = operand_bytes(work.operand);
+  const std::int64_t out_channels = shape.out_channels;
+  const double mma_steps = work.mma_steps(), chunks = work.chunks();
+  const double vectors = std::ceil(double(shape.in_channels) / vector);
+  const double mma_cycles = device.capability >= 90 ? 6.3 : 8.0;   // of a quarter multiprocessor, one mma.sync
+  const bool ieee = work.operand == Operand::ieee;
+  constexpr double l2_bytes_per_cycle = 40;
+
+  double mma = 0, shared = 0, issue = 0, l2 = 0, steps = 0, aside = 0, conflicts = 1;
+  const double filter_loads = config.warp_rows() / kMmaRows * filter_copies(work.operand);
+  const double patch_loads = config.warp_pixels() / 16.0;
+  const double loads = shape.gathers_along_channels() ? 1 : vector;    // instructions per 16 bytes
+  const bool direct = direct_elements(shape, box) != 0;
+  for (BlockShifts& block : blocks) {
+    const double pixels =
+        patches == Patches::least ? least_pixels(block, box) : patch_pixels(work, block, box, conflicts);
+    if (pixels == 0) return std::nullopt;
+    const double units = block.shifts.empty() ? 0 : pixels * vectors;
+    const double outputs = double(box.positions()) * block.block.outer_count * block.block.w_count *
+                           std::min<std::int64_t>(block_channels, out_channels);
+    const double own = double(block.shifts.size());
+    mma += double(block.row_tiles) * (config.pixels / kMmaPixels) * mma_steps;
+    // A warp's load visits every row of pixels that it covers.
+    double row_pixels = box.tile[3], input_waste = 1;
+    if (!block.spans.empty()) {
+      const PatchSpan& span = block.spans[0];
+      row_pixels = (box.tile[3] + span.high[2] - span.low[2]) * span.w_phases;
+      input_waste = row_waste(work, span, box.tile[3]);
+    }
+    const double lines = units * loads / 32 * (1 + 32 / row_pixels);
+    shared += own * mma_steps * config.warps() * 4 * (filter_loads + patch_loads * conflicts) +
+              own * chunks * config.slab_bytes(work.operand) / 128.0 + units / 8 + lines +
+              3.0 * config.rows * config.pixels / 32 + outputs / 32;
+    // Warp instructions, counted in the compiled code.
+    const double batches =
+        block.shifts.empty() ? 0 : std::ceil(pixels / config.threads()) * config.planes * vector / 16 * chunks;
+    const double rows = outputs / (double(box.tile[3]) * block.block.w_count);
+    const bool whole = block.block.w_count == shape.axes[2].stride || shape.output[1] == 1;
+    const double pieces = outputs * bytes / 16 + rows * (shape.output[1] == 1 ? 0 : 4);
+    const double leaving = direct ? config.warps() * (240.0 + config.warp_rows() * config.warp_pixels() / 16)
+                                  : pieces / 32 * (whole ? 40 : 120) + config.warps() * 400.0;
+    const double own_aside = batches * config.warps() * (60 + (loads > 1 ? 70 : 0)) + leaving + config.warps() * 600.0;
+    issue += own * mma_steps * config.warps() * (filter_loads + patch_loads * (ieee ? 9 : 1) + 8) +
+             own * chunks * config.warps() * 45 + own_aside;
+    aside += own_aside;
+    const double output_row = double(box.tile[3]) * block.block.w_count * bytes;
+    const double output_waste = shape.output[1] == 1 ? 1 : 1 + 48 / output_row;
+    l2 += units * 16 * input_waste + own * chunks * config.slab_bytes(work.operand) + outputs * bytes * output_waste;
+    steps += own * chunks;
+  }
+  issue += mma * (ieee ? 7 : 1);
+  double positions = 1;
+  for (int axis = 0; axis < kTileAxes; ++axis) positions *= double(ceil_div(q[axis], box.tile[axis]));
+  positions *= double(problem.groups * ceil_div(out_channels, block_channels));
+
+  const double cycle = 1e-3 / device.clock_ghz, each = double(blocks.size()) * splits;
+  const double per_sm = std::max(1.0, std::ceil(positions * each / device.multiprocessors - 0.15));
+  const double share = per_sm / each * cycle;
+  const double partial = splits > 1 ? positions * each * config.rows * config.pixels * 4 : 0;
+  GemmCost cost;
+  // Two warps along rows read every patch fragment twice: 6 % on problem 69, nothing on 64 (H200).
+  cost.tensor = mma * (ieee ? 3 : 1) * mma_cycles / 4 * share * (config.warps_m > 1 ? 1.06 : 1);
+  cost.shared = shared * share;
+  cost.issue = issue / 4 * share;
+  cost.l2 = l2 / l2_bytes_per_cycle * share;
+  cost.bytes = l2 * positions + 2 * partial;
+  cost.memory = (double(problem.batch * problem.out_channels * problem.output_pixels()) * bytes +
+                 double(problem.batch * problem.in_channels * problem.input_pixels()) * bytes +
+                 double(problem.in_channels * problem.group_out_channels() * problem.taps()) * bytes + 2 * partial) /
+                device.memory_gbs * 1e-3;
+  // What a thread block waits for alone: first patch and filter, barriers, the way out. Neighbours hide their share of it.
+  const double resident = std::min<double>(work.blocks, per_sm);
+  const double latency = per_sm * (2500 + steps / each * 90) / resident * cycle;
+  // Units overlap, but not perfectly: a 4-norm of what each needs.
+  double power = 0;
+  for (double term : {cost.tensor, cost.shared, cost.issue, cost.l2, cost.memory}) power += term * term * term * term;
+  // Prologue and epilogue do not overlap with their own thread block's products.
+  cost.total = std::sqrt(std::sqrt(power)) + aside / 4 * share + latency + 4.0;
+  return cost;
+}
+
+}  // namespace convt

@@ -1,0 +1,43 @@
+#pragma once
+
+#include <cmath>
+#include <optional>
+
+#include "launch/gemm_plan.hpp"
+#include "launch/gemm_tables.hpp"
+
+// What a candidate of the implicit GEMM would take, for choosing among them.
+namespace convt {
+
+// Thread blocks that a multiprocessor holds: as many as the configuration was made for, fewer where shared memory is
+// small. 0: not even one.
+int blocks_that_fit(const TileConfig& config, Operand operand, const DeviceTraits& device);
+
+// Pixels that a patch may have, so that `blocks` thread blocks fit a multiprocessor.
+std::int64_t pixel_capacity(const TileConfig& config, Operand operand, const DeviceTraits& device, std::int64_t blocks,
+                            bool interleaved);
+
+struct GemmWork {
+  const GemmShape& shape;
+  const DeviceTraits& device;
+  const TileConfig& config;
+  Operand operand;
+  int blocks;                     // that a multiprocessor holds
+  std::int64_t capacity;          // pixels of a patch
+
+  double mma_steps() const { return std::ceil(double(shape.in_channels) / (kMmaPlanes * operand_vector(operand))); }
+  double chunks() const { return std::ceil(mma_steps() * kMmaPlanes / config.planes); }
+};
+
+// Elements that leave straight from registers: where there are no phases, and pairs of positions do not straddle rows.
+int direct_elements(const GemmShape& shape, const TileBox& box);
+
+// What a patch is taken for: itself, or the tile without a halo, which is never more and soon told.
+enum class Patches { exact, least };
+
+// Nothing when a patch does not fit.
+std::optional<GemmCost> cost_of(const GemmWork& work, std::vector<BlockShifts>& blocks,
+                                const std::int64_t (&q)[kTileAxes], const TileBox& box, std::int32_t block_channels,
+                                std::int32_t splits, Patches patches);
+
+}  // namespace convt

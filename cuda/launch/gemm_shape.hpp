@@ -1,0 +1,50 @@
+#pragma once
+
+#include "geometry/tap_table.hpp"
+#include "launch/request.hpp"
+
+namespace convt {
+
+// An operator as the implicit GEMM computes it: its rows are channels of what is written, its reduction runs over channels of
+// what is read. Forward: output and input. grad_input: grad_input and grad_output.
+struct GemmShape {
+  struct Along {
+    std::int64_t input, output;   // extents, pixels
+    std::int64_t stride;          // output pixels from one q to the next: phases
+    std::int64_t step;            // input pixels from one patch pixel to the next
+  };
+  Operator op = Operator::forward;
+  Problem problem;
+  std::int64_t in_channels = 1, out_channels = 1;   // per group
+  Along axes[kAxes];              // D, H, W
+  Strides input{}, output{};      // elements
+
+  bool gathers_along_channels() const { return input[1] == 1; }
+  bool stores_along_channels() const { return output[1] == 1 && output[4] != 1; }
+  // Output phases that hold a tap.
+  std::int64_t reached_phases(int axis) const {
+    const Axis& along = problem.axes[axis];
+    return axes[axis].stride == 1 ? 1 : tap_period(along) < along.filter ? tap_period(along) : along.filter;
+  }
+};
+
+// `request` is forward or grad_input.
+inline GemmShape gemm_shape(const Request& request) {
+  const Problem& problem = request.problem;
+  const bool forward = request.op == Operator::forward;
+  GemmShape shape;
+  shape.op = request.op;
+  shape.problem = problem;
+  shape.in_channels = forward ? problem.group_in_channels() : problem.group_out_channels();
+  shape.out_channels = forward ? problem.group_out_channels() : problem.group_in_channels();
+  for (int axis = 0; axis < kAxes; ++axis) {
+    const Axis& along = problem.axes[axis];
+    shape.axes[axis] = forward ? GemmShape::Along{along.input, along.output(), along.stride, 1}
+                               : GemmShape::Along{along.output(), along.input, 1, along.stride};
+  }
+  shape.input = forward ? request.input : request.output;
+  shape.output = forward ? request.output : request.input;
+  return shape;
+}
+
+}  // namespace convt
