@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 BACKENDS = ("auto", "native", "aten")
+OPERATORS = ("forward", "grad_input", "grad_weight")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -39,6 +40,11 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("--dtype", choices=("float32", "float64", "bfloat16", "float16"), default="float32")
     explain.add_argument("--precision", choices=("ieee", "tf32"), help="of float32; PyTorch's own switch by default")
     explain.add_argument("--layout", choices=("contiguous", "channels_last"), default="contiguous")
+    explain.add_argument(
+        "--operator",
+        choices=OPERATORS,
+        help="the forward by default; on a CPU all of them",
+    )
     explain.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     explain.add_argument("--gpu", choices=("current", "h200", "a100"), default="current", help="an H200 without a GPU")
     explain.add_argument("--config", metavar="NAME", help="force a kernel (simt, depthwise, ...) or a configuration")
@@ -164,7 +170,7 @@ def _explain(options: argparse.Namespace) -> int:
     arguments = ("input", "weight", "stride", "padding", "output_padding", "groups", "dilation", "bias")
     problem, bias = explain.problem_from(options.what, **{name: getattr(options, name) for name in arguments})
     if options.device == "cpu":
-        facts = explain.on_a_cpu(problem, dtype=options.dtype, layout=options.layout)
+        facts = explain.on_a_cpu(problem, dtype=options.dtype, layout=options.layout, operator=options.operator)
     else:
         facts = explain.choose(
             problem,
@@ -174,6 +180,7 @@ def _explain(options: argparse.Namespace) -> int:
             bias=bias,
             gpu=options.gpu,
             config=options.config,
+            operator=options.operator or OPERATORS[0],
         )
     return explain.show(facts, as_json=options.json)
 

@@ -89,8 +89,9 @@ def choose(
     bias: bool = False,
     gpu: str = "current",
     config: str | None = None,
+    operator: str = "forward",
 ) -> dict[str, Any]:
-    """Everything that is printed about the forward on a GPU, as plain JSON values.
+    """Everything that is printed about an operator on a GPU, as plain JSON values.
 
     gpu is "current" (the first GPU here, an H200 where there is none), "h200" or "a100"; config forces a kernel family
     or a configuration. Raises ValueError when that cannot compute the problem.
@@ -102,6 +103,7 @@ def choose(
     made = cuda_plan(
         problem,
         DTYPE_NAMES[dtype],
+        operator=operator,
         precision=rounding,
         channels_last=channels_last,
         bias=bias,
@@ -112,18 +114,28 @@ def choose(
         "problem": describe(problem, DTYPE_NAMES[dtype], layout),
         "device": "NVIDIA H200" if traits is None else traits["name"],
         "precision": rounding,
-        "bias": bias,
+        "bias": bias and operator == "forward",
+        "operator": operator,
         "output": list(problem.output_size),
+        "result": list(result_size(problem, operator)),
         **made.explain(),
     }
 
 
-def on_a_cpu(problem: Problem, *, dtype: str = "float32", layout: str = "contiguous") -> dict[str, Any]:
-    """The backend of each operator on a CPU, and the reason, as plain JSON values."""
+def result_size(problem: Problem, operator: str) -> Ints:
+    """Of what an operator computes."""
+    sizes = problem.output_size, problem.input_size, problem.weight_size
+    return dict(zip(OPERATORS, sizes, strict=True))[operator]
+
+
+def on_a_cpu(
+    problem: Problem, *, dtype: str = "float32", layout: str = "contiguous", operator: str | None = None
+) -> dict[str, Any]:
+    """The backend of each operator, or of one, on a CPU, and the reason, as plain JSON values."""
     channels_last = layout == "channels_last" and problem.rank > 1
     plans = {
         name: plan(problem, name, DTYPE_NAMES[dtype], "cpu", channels_last, settings.current_backend())
-        for name in OPERATORS
+        for name in (OPERATORS if operator is None else (operator,))
     }
     return {
         "problem": describe(problem, DTYPE_NAMES[dtype], layout),
@@ -171,6 +183,8 @@ def _rows(facts: dict[str, Any]) -> dict[str, str | None]:
         rows["phases"] = f"{phases.get('nonempty')} of {phases.get('total')} have taps"
     predicted, roofline = facts.get("predicted_us"), facts.get("roofline_us")
     rows |= {
+        "operator": facts["operator"],
+        "result": None if facts["operator"] == "forward" else _words(facts["result"]),
         "taps": None if taps is None else _words(taps),
         "origin": None if facts.get("origin") is None else _words(facts["origin"]),
         "kernel": f"{facts['kernel']} {facts['config']}",

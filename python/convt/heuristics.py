@@ -46,23 +46,41 @@ def choose(problem: Problem, operator: str, dtype: torch.dtype, channels_last: b
 def choose_cuda(problem: Problem, operator: str, dtype: torch.dtype, channels_last: bool) -> str:
     """The backend to prefer on a GPU where both are legal, "native" or "aten".
 
-    operator is "forward", "grad_input" or "grad_weight"; channels_last tells the layout of the result. Read off the 17
-    KernelBench layers on an H200 (docs/tuning.md): cuDNN multiplies dense layers with Hopper's own instructions, which
-    these kernels do not have yet, and wins where there is much to multiply and nothing to skip.
+    operator is "forward", "grad_input" or "grad_weight"; channels_last tells the layout of the result.
     """
     if problem.groups > 1 or dtype is torch.float64:
         return "native"
+    rules = {"forward": _cuda_forward, "grad_input": _cuda_grad_input, "grad_weight": _cuda_grad_weight}
+    return "native" if rules[operator](problem, dtype, channels_last) else "aten"
+
+
+def _cuda_forward(problem: Problem, dtype: torch.dtype, channels_last: bool) -> bool:
+    """Read off the 17 KernelBench layers on an H200 (docs/tuning.md).
+
+    cuDNN multiplies dense layers with Hopper's own instructions, which these kernels do not have yet, and wins where
+    there is much to multiply and nothing to skip.
+    """
     half = dtype in (torch.bfloat16, torch.float16)
     if problem.rank == 3:
         plain = _is_strided(problem) and not _is_dilated(problem)
-        return "aten" if plain and (half or channels_last) else "native"
+        return not (plain and (half or channels_last))
     if problem.rank == 2 and channels_last:
         skips = _is_strided(problem) and _is_dilated(problem) and not half
-        return "aten" if problem.out_channels >= 32 and not skips else "native"
+        return problem.out_channels < 32 or skips
     wide = min(problem.in_channels, problem.out_channels) >= 64
     if problem.rank == 2 and wide and not _is_strided(problem):
-        return "aten" if problem.out_channels >= 128 or (half and problem.taps > 9) else "native"
-    return "native"
+        return not (problem.out_channels >= 128 or (half and problem.taps > 9))
+    return True
+
+
+def _cuda_grad_input(problem: Problem, dtype: torch.dtype, channels_last: bool) -> bool:
+    """Not measured yet: the forward's rule, which skips and multiplies alike, but for 3-D."""
+    return problem.rank == 3 or _cuda_forward(problem, dtype, channels_last)
+
+
+def _cuda_grad_weight(problem: Problem, dtype: torch.dtype, channels_last: bool) -> bool:
+    """Not measured yet: as grad_input."""
+    return problem.rank == 3 or _cuda_forward(problem, dtype, channels_last)
 
 
 def _pixels(problem: Problem) -> int:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from . import _C, settings
-from .plan import cuda_plan_of_call, plan
+from .plan import Plan, Strides, plan, plan_of_call
 from .problem import (
     RANKS,
     Geometry,
@@ -93,14 +93,42 @@ class Call(NamedTuple):
     strides: Ints
     native: bool
     empty: bool  # no batch: there is nothing to compute
+    choice: Plan
     cuda: _C.CudaPlan | None = None  # how native code computes it on a GPU
 
 
-def _call(operator: str, problem: Problem, size: Ints, head: Operand, channels_last: bool, backend: str) -> Call:
-    choice = plan(problem, operator, head.dtype, head.device, channels_last, backend)
-    result = torch.empty(size, device="meta", memory_format=memory_format(problem.rank, channels_last))
-    empty = problem.batch == 0
-    return Call(problem, size, result.stride(), choice.backend == "native" and not empty, empty)
+# What a call obeys: convt.backend, and on a GPU, where they choose a CudaPlan, precision of float32 and forced kernel.
+Switches = tuple[str] | tuple[str, str, str | None]
+
+
+def _switches(operator: str, tensor: Tensor) -> Switches:
+    """As they are now: a backward pass obeys those of its own time."""
+    if not tensor.is_cuda:
+        return (settings._backend,)
+    precision = settings.current_precision() if tensor.dtype is torch.float32 else "ieee"
+    return settings._backend, precision, settings._kernels[operator]
+
+
+def _call(
+    operator: str,
+    problem: Problem,
+    size: Ints,
+    head: Operand,
+    channels_last: bool,
+    switches: tuple[str, str, str | None],
+    strides: Callable[[Ints], Strides],
+) -> Call:
+    """strides: those of the tensors in their places, from the result's."""
+    result = torch.empty(size, device="meta", memory_format=memory_format(problem.rank, channels_last)).stride()
+    backend, precision, kernel = switches
+    empty, cuda = problem.batch == 0, None
+    if empty or head.device.type != "cuda":
+        choice = plan(problem, operator, head.dtype, head.device, channels_last, backend)
+    else:
+        choice, cuda = plan_of_call(
+            operator, problem, head.dtype, head.device, channels_last, backend, strides(result), precision, kernel
+        )
+    return Call(problem, size, result, choice.backend == "native" and not empty, empty, choice, cuda)
 
 
 @lru_cache(maxsize=4096)
@@ -113,32 +141,47 @@ def _forward_call(
     precision: str = "ieee",
     kernel: str | None = None,
 ) -> Call:
-    """precision and kernel matter on a GPU only, where they choose the CudaPlan."""
     problem, channels_last = check_forward(input, weight, bias, geometry)
-    head = Operand(*input)
-    call = _call("forward", problem, problem.output_size, head, channels_last, backend)
-    if not call.native or head.device.type != "cuda":
-        return call
-    strides = input[1], weight[1], None if bias is None else bias[1][0], call.strides
-    return call._replace(
-        cuda=cuda_plan_of_call("forward", problem, head.dtype, head.device, strides, precision, kernel)
-    )
+    bias_stride = None if bias is None else bias[1][0]
+    return _call(
+        "forward", problem, problem.output_size, Operand(*input), channels_last, (backend, precision, kernel),
+        lambda output: (input[1], weight[1], bias_stride, output),
+    )  # fmt: skip
 
 
 @lru_cache(maxsize=4096)
 def _grad_input_call(
-    grad_output: OperandKey, weight: OperandKey, geometry: Geometry, channels_last: bool, backend: str
+    grad_output: OperandKey,
+    weight: OperandKey,
+    geometry: Geometry,
+    channels_last: bool,
+    backend: str,
+    precision: str = "ieee",
+    kernel: str | None = None,
 ) -> Call:
     problem = _check_grad_input(grad_output, weight, geometry)
-    return _call("grad_input", problem, problem.input_size, Operand(*grad_output), channels_last, backend)
+    return _call(
+        "grad_input", problem, problem.input_size, Operand(*grad_output), channels_last, (backend, precision, kernel),
+        lambda input: (input, weight[1], None, grad_output[1]),
+    )  # fmt: skip
 
 
 @lru_cache(maxsize=4096)
 def _grad_weight_call(
-    grad_output: OperandKey, input: OperandKey, kernel_size: Ints, geometry: Geometry, channels_last: bool, backend: str
+    grad_output: OperandKey,
+    input: OperandKey,
+    kernel_size: Ints,
+    geometry: Geometry,
+    channels_last: bool,
+    backend: str,
+    precision: str = "ieee",
+    kernel: str | None = None,
 ) -> Call:
     problem = _check_grad_weight(grad_output, input, kernel_size, geometry)
-    return _call("grad_weight", problem, problem.weight_size, Operand(*grad_output), channels_last, backend)
+    return _call(
+        "grad_weight", problem, problem.weight_size, Operand(*grad_output), channels_last, (backend, precision, kernel),
+        lambda weight: (input[1], weight, None, grad_output[1]),
+    )  # fmt: skip
 
 
 def check_forward(
@@ -174,11 +217,7 @@ def _check_grad_bias(grad_output: OperandKey) -> None:
 def forward(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
     """Output, (batch, out_channels, *spatial)."""
     keys = operand(input), operand(weight), None if bias is None else operand(bias)
-    if input.is_cuda:
-        precision = settings.current_precision() if input.dtype is torch.float32 else "ieee"
-        call = _forward_call(*keys, geometry, settings._backend, precision, settings._kernel)
-    else:
-        call = _forward_call(*keys, geometry, settings._backend)
+    call = _forward_call(*keys, geometry, *_switches("forward", input))
     if call.native:
         output = _empty(call, input)
         if call.cuda is None:
@@ -192,7 +231,9 @@ def forward(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geomet
 
 
 def _launch(cuda: _C.CudaPlan, input: Tensor, weight: Tensor, bias: Tensor | None, output: Tensor) -> None:
-    """The forward on PyTorch's current stream of the input's GPU: asynchronous, and nothing here synchronises.
+    """An operator on PyTorch's current stream of the tensors' GPU: asynchronous, and nothing here synchronises.
+
+    The tensors are in the forward's places, whichever of them is the result.
 
     The workspace comes from PyTorch's allocator on the same stream, so it may be reused as soon as this returns, and a
     graph being captured keeps it.
@@ -214,10 +255,18 @@ def _launch(cuda: _C.CudaPlan, input: Tensor, weight: Tensor, bias: Tensor | Non
 
 def grad_input(grad_output: Tensor, weight: Tensor, geometry: Geometry, channels_last: bool) -> Tensor:
     """Gradient of the input, (batch, in_channels, *spatial), contiguous or channels_last."""
-    call = _grad_input_call(operand(grad_output), operand(weight), geometry, channels_last, settings._backend)
+    key = operand(grad_output), operand(weight)
+    call = _grad_input_call(*key, geometry, channels_last, *_switches("grad_input", grad_output))
+    return _grad_input(call, grad_output, weight, geometry)
+
+
+def _grad_input(call: Call, grad_output: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
     if call.native:
         result = _empty(call, grad_output)
-        _C.grad_input(grad_output, weight, result, *geometry)
+        if call.cuda is None:
+            _C.grad_input(grad_output, weight, result, *geometry)
+        else:
+            _launch(call.cuda, result, weight, None, grad_output)
         return result
     if call.empty:
         return _empty(call, grad_output)
@@ -233,10 +282,17 @@ def grad_weight(
 ) -> Tensor:
     """Gradient of the weight, (in_channels, out_channels // groups, *kernel_size), contiguous or channels_last."""
     key = operand(grad_output), operand(input)
-    call = _grad_weight_call(*key, kernel_size, geometry, channels_last, settings._backend)
+    call = _grad_weight_call(*key, kernel_size, geometry, channels_last, *_switches("grad_weight", input))
+    return _grad_weight(call, grad_output, input, geometry)
+
+
+def _grad_weight(call: Call, grad_output: Tensor, input: Tensor, geometry: Geometry) -> Tensor:
     weight = _empty(call, input)
     if call.native:
-        _C.grad_weight(grad_output, input, weight, *geometry)
+        if call.cuda is None:
+            _C.grad_weight(grad_output, input, weight, *geometry)
+        else:
+            _launch(call.cuda, input, weight, None, grad_output)
         return weight
     if call.empty:
         return weight.zero_()
@@ -287,12 +343,13 @@ def gradients(
     """grad_input and grad_weight together: where both are ATen's, one call shares what each would prepare."""
     keys = operand(grad_output), operand(weight), operand(input)
     kernel_size = weight.shape[2:]
-    to_input = _grad_input_call(*keys[:2], geometry, channels_last, settings._backend)
-    to_weight = _grad_weight_call(keys[0], keys[2], kernel_size, geometry, channels_last, settings._backend)
+    to_input = _grad_input_call(*keys[:2], geometry, channels_last, *_switches("grad_input", input))
+    switches = _switches("grad_weight", input)
+    to_weight = _grad_weight_call(keys[0], keys[2], kernel_size, geometry, channels_last, *switches)
     if to_input.native or to_weight.native or to_input.empty or _needs_float32(to_weight.problem, input):
         return (
-            grad_input(grad_output, weight, geometry, channels_last),
-            grad_weight(grad_output, input, kernel_size, geometry, channels_last),
+            _grad_input(to_input, grad_output, weight, geometry),
+            _grad_weight(to_weight, grad_output, input, geometry),
         )
     stride, padding, output_padding, groups, dilation = geometry
     shared = stride, padding, dilation, True, output_padding, groups, (True, True, False)

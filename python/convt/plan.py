@@ -1,6 +1,6 @@
 """Problem x operator x device -> Plan: who computes, and why. Cached, printable (CONVT_PRINT_PLAN=1).
 
-On a GPU the forward's plan has a second half, the CudaPlan: which kernel, in which tiles, at what predicted cost.
+On a GPU a native plan has a second half, the CudaPlan: which kernel, in which tiles, at what predicted cost.
 """
 
 from __future__ import annotations
@@ -17,14 +17,11 @@ import torch
 
 from . import _C, heuristics, settings
 from .problem import Ints, Problem
-from .settings import forced_kernel
+from .settings import OPERATORS, forced_kernel
 
 __all__ = ["OPERATORS", "Plan", "cuda_plan", "forced_kernel", "plan"]
 
 MOST_PHASES = 2**20
-OPERATORS = ("forward", "grad_input", "grad_weight")
-# Those with CUDA kernels of our own; on a GPU the others are PyTorch's.
-CUDA_OPERATORS = ("forward",)
 LEAST_CAPABILITY = (8, 0)
 
 # Of input, weight, bias (one number, or None without a bias) and output, in elements.
@@ -117,18 +114,16 @@ def plan(
 ) -> Plan:
     """Choose the backend for one operator ("forward", "grad_input", "grad_weight") of a problem.
 
-    channels_last tells the layout of the result; requested is the convt.backend setting. A "native" that is asked for
-    on a GPU leaves the operators without CUDA kernels to ATen, so that training goes on. Raises RuntimeError when the
-    requested backend cannot run on the device.
+    channels_last tells the layout of the result; requested is the convt.backend setting. On a GPU the strides of a call
+    have a say as well: see plan_of_call. Raises RuntimeError when the requested backend cannot run on the device.
     """
     device = torch.device(device)
     refusals = {name: refusal(name, problem, device) for name in candidates(requested)}
-    if device.type == "cuda" and operator not in CUDA_OPERATORS and refusals.get("native", "") is None:
-        refusals |= {"native": f"convt has no CUDA kernels for {operator} yet", "aten": None}
     legal = [name for name, reason in refusals.items() if reason is None]
     if not legal:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in refusals.items())
-        raise RuntimeError(f"convt.backend({requested!r}) cannot compute {operator}: {reasons}; 'auto' and 'aten' can")
+        raise RuntimeError(
+            _complaint(operator, "; ".join(f"{name}: {why}" for name, why in refusals.items()), requested)
+        )
     best = max(legal, key=lambda name: score(name, problem, operator, dtype, channels_last, device))
     if best == requested:
         reason = f"forced by convt.backend({requested!r})"
@@ -136,7 +131,16 @@ def plan(
         reason = "; ".join(f"{name}: {why}" for name, why in refusals.items() if why is not None)
     else:
         reason = "rule for GPUs" if device.type == "cuda" else "measured rule"
-    choice = Plan(best, reason)
+    return _told(Plan(best, reason), problem, operator, dtype, device, channels_last)
+
+
+def _complaint(operator: str, reasons: str, requested: str) -> str:
+    return f"convt.backend({requested!r}) cannot compute {operator}: {reasons}; 'auto' and 'aten' can"
+
+
+def _told(
+    choice: Plan, problem: Problem, operator: str, dtype: torch.dtype, device: torch.device, channels_last: bool
+) -> Plan:
     if _prints():
         layout = "channels_last" if channels_last else "contiguous"
         print(f"convt: {operator} {dtype} {device} {layout} {problem} -> {choice}", file=sys.stderr)
@@ -166,7 +170,7 @@ def cuda_plan(
     Args:
         operator: "forward", "grad_input" or "grad_weight".
         precision: "ieee" or "tf32", for float32 only; convt.current_precision() by default.
-        channels_last: of input and output; the weight is contiguous.
+        channels_last: of input and output, and of the gradient of the weight; the weight itself is contiguous.
         bias: whether there is one; of the forward only.
         device: a GPU of this machine, or a mapping like an entry of convt._C.cuda_devices(); None is an H200.
         kernel: family or configuration to force; what convt.plan.forced_kernel asks for by default.
@@ -184,34 +188,55 @@ def cuda_plan(
             raise RuntimeError(f"cuda_plan: device: convt cannot open {device}; it sees {len(cuda_devices())} GPUs")
     strides = (
         dense_strides(problem.input_size, channels_last),
-        dense_strides(problem.weight_size, False),
-        1 if bias else None,
+        dense_strides(problem.weight_size, channels_last and operator == "grad_weight"),
+        1 if bias and operator == "forward" else None,
         dense_strides(problem.output_size, channels_last),
     )
     if dtype is not torch.float32:
         precision = "ieee"
-    kernel = settings.current_kernel() if kernel is None else settings.kernel_name(kernel)
+    kernel = settings.current_kernel(operator) if kernel is None else settings.kernel_name(kernel)
     return _cuda_plan(operator, problem, dtype, traits, strides, precision or settings.current_precision(), kernel)
 
 
-def cuda_plan_of_call(
+def plan_of_call(
     operator: str,
     problem: Problem,
     dtype: torch.dtype,
     device: torch.device,
+    channels_last: bool,
+    requested: str,
     strides: Strides,
     precision: str,
     kernel: str | None,
-) -> _C.CudaPlan:
-    """The CudaPlan of a call on a GPU that refusal() lets pass; the caller caches it. Prints it when asked to."""
-    made = _cuda_plan(operator, problem, dtype, cuda_traits(device), strides, precision, kernel)
+) -> tuple[Plan, _C.CudaPlan | None]:
+    """The plan of a call on a GPU with both of its halves, the second one where it is native; the caller caches it.
+
+    Where no kernel can compute it "auto" is ATen, with the reason. Raises RuntimeError when "native" is asked for then,
+    and ValueError when a forced kernel cannot: who forces it does not want to measure another one.
+    """
+    choice = plan(problem, operator, dtype, device, channels_last, requested)
+    if kernel is not None and choice.backend != "native" and "native" in candidates(requested):
+        reason = refusal("native", problem, device)
+        if reason is not None:
+            raise ValueError(f"kernel {kernel} cannot compute {operator}: {reason}")
+        choice = Plan("native", f"forced by convt.plan.forced_kernel({kernel!r})")
+    if choice.backend != "native":
+        return choice, None
+    try:
+        made = _cuda_plan(operator, problem, dtype, cuda_traits(device), strides, precision, kernel)
+    except ValueError as error:
+        if kernel is not None:
+            raise
+        if "aten" not in candidates(requested):
+            raise RuntimeError(_complaint(operator, f"native: {error}", requested)) from None
+        return _told(Plan("aten", f"native: {error}"), problem, operator, dtype, device, channels_last), None
     if _prints():
         print(
             f"convt: {operator} {dtype} {precision} {device} {problem} -> {made.kernel} {made.config}, "
             f"{made.workspace_bytes} bytes of workspace, predicted {made.predicted_us:.1f} us",
             file=sys.stderr,
         )
-    return made
+    return choice, made
 
 
 def _cuda_plan(

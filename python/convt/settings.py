@@ -7,7 +7,7 @@ operator runs, not when it is traced.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ContextDecorator, contextmanager
 from types import TracebackType
 
@@ -17,6 +17,7 @@ from . import _C
 
 BACKENDS = ("auto", "native", "aten")
 PRECISIONS = ("ieee", "tf32")
+OPERATORS = ("forward", "grad_input", "grad_weight")
 KERNELS = ("implicit_gemm", "depthwise", "simt")  # families of CUDA kernels; the first one has configurations
 
 _Kind = type[BaseException] | None
@@ -26,7 +27,7 @@ observers: list[Callable[[], None]] = []
 
 _backend = "auto"
 _precision: str | None = None
-_kernel: str | None = None
+_kernels: Mapping[str, str | None] = dict.fromkeys(OPERATORS)  # replaced as a whole: other threads may be reading
 
 
 def _one_of(argument: str, value: object, legal: tuple[str, ...]) -> str:
@@ -63,6 +64,7 @@ class backend(ContextDecorator):
 class precision(ContextDecorator):
     """Force how float32 is multiplied on a GPU inside a `with` block or a decorated function.
 
+    It holds for what runs meanwhile: a backward pass obeys the setting of its own time, not that of its forward.
     "tf32" rounds both operands to 10 bits of mantissa, "ieee" keeps all 23. Without it PyTorch's own switch holds
     (torch.backends.cudnn.conv.fp32_precision, or torch.backends.cudnn.allow_tf32 before it existed). On a CPU both are
     "ieee". Nestable; the previous value returns on exit, also after an exception. Raises ValueError for any other name.
@@ -84,27 +86,37 @@ class precision(ContextDecorator):
 
 
 class forced_kernel(ContextDecorator):
-    """Force the CUDA kernel of the forward inside a `with` block or a decorated function: for tests and benches.
+    """Force the CUDA kernel of operators inside a `with` block or a decorated function: for tests and benches.
 
     name is a family ("implicit_gemm", "depthwise", "simt") or a configuration of the first ("64x256x16", ...,
-    convt._C.cuda_configs() lists them); None leaves the choice to the cost model. Nestable; the previous value returns
-    on exit, also after an exception. Raises ValueError for any other name; a call whose problem the kernel cannot
-    compute raises ValueError with the reason. It does not choose between convt's code and PyTorch's.
+    convt._C.cuda_configs() lists them); None leaves the choice to the cost model. operators, one name or several, are
+    those that it holds for ("forward", "grad_input", "grad_weight"; by default all of them): contexts for different
+    operators add up. Like convt.precision it holds for what runs meanwhile, so a backward pass inside of it is forced
+    as well.
+
+    Nothing else ever computes what a kernel is forced for: a call whose problem it cannot compute raises ValueError
+    with the reason, also in the middle of a backward pass. To force a configuration of the forward and train with it,
+    name the operator: forced_kernel("64x256x16", "forward"). Under convt.backend("auto") a forced kernel decides for
+    convt's code; under "aten" none of that runs, forced or not.
+
+    Nestable; the previous value returns on exit, also after an exception. Raises ValueError for any other name.
     """
 
-    def __init__(self, name: str | None) -> None:
+    def __init__(self, name: str | None, operators: str | Collection[str] = OPERATORS) -> None:
         self.name = None if name is None else kernel_name(name)
-        self._previous: list[str | None] = []
+        names = (operators,) if isinstance(operators, str) else tuple(operators)
+        self.operators = tuple(_one_of("operators", operator, OPERATORS) for operator in names)
+        self._previous: list[Mapping[str, str | None]] = []
 
     def __enter__(self) -> forced_kernel:
-        global _kernel
-        self._previous.append(_kernel)
-        _kernel = self.name
+        global _kernels
+        self._previous.append(_kernels)
+        _kernels = {**_kernels, **dict.fromkeys(self.operators, self.name)}
         return self
 
     def __exit__(self, kind: _Kind, error: BaseException | None, trace: TracebackType | None) -> None:
-        global _kernel
-        _kernel = self._previous.pop()
+        global _kernels
+        _kernels = self._previous.pop()
 
 
 def _set_backend(name: str) -> None:
@@ -124,9 +136,9 @@ def current_precision() -> str:
     return _torch_precision() if _precision is None else _precision
 
 
-def current_kernel() -> str | None:
-    """The CUDA kernel or configuration that forced_kernel asks for, None for the cost model's choice."""
-    return _kernel
+def current_kernel(operator: str = "forward") -> str | None:
+    """The CUDA kernel or configuration that an operator is forced to, None for the cost model's choice."""
+    return _kernels[operator]
 
 
 def precision_is_overridden() -> bool:

@@ -3,6 +3,10 @@
 import pytest
 import torch
 
+from convt import _C, operators
+from convt import plan as planning
+from pretended import gpu, play
+
 
 @pytest.fixture(autouse=True)
 def one_thread():
@@ -10,3 +14,24 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """A build with CUDA on a machine with an old and a new GPU; no plan from elsewhere, and none is left behind."""
+    gpus = gpu("Old", (7, 5)), gpu("New", (8, 6))
+    monkeypatch.setattr(planning, "cuda_devices", lambda: gpus)
+    build = _C.build_info() | {"cuda": "13.0.88"}
+    monkeypatch.setattr(_C, "build_info", lambda: build)
+    caches = planning.plan, operators._forward_call, operators._grad_input_call, operators._grad_weight_call
+    for cache in (*caches, operators.joint_backward):
+        cache.cache_clear()
+    yield build
+    for cache in (*caches, operators.joint_backward):
+        cache.cache_clear()
+
+
+@pytest.fixture
+def player(machine, monkeypatch):
+    """Kernels that are played in float64, on tensors that seem to be on the new GPU."""
+    return play(monkeypatch)

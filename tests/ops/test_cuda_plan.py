@@ -7,38 +7,15 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import convt
-from convt import _C, operators, ops, settings
+from convt import _C, heuristics, operators, ops, settings
 from convt import plan as planning
 from convt.plan import cuda_plan, dense_strides, forced_kernel, plan
 from convt.problem import Geometry, forward_problem
+from pretended import gpu
 
 GEOMETRY = Geometry((2, 2), (1, 1), (0, 0), 1, (1, 1))
 PROBLEM = forward_problem((2, 16, 9, 9), (16, 24, 4, 4), None, GEOMETRY)
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-
-
-def gpu(name, capability):
-    """An entry of _C.cuda_devices()."""
-    return {
-        "name": name, "capability": capability, "multiprocessors": 100, "memory_bytes": 2**34,
-        "shared_per_block": 99 * 1024, "shared_per_multiprocessor": 100 * 1024, "l2_bytes": 2**22,
-        "clock_ghz": 1.5, "memory_gbs": 500.0,
-    }  # fmt: skip
-
-
-@pytest.fixture
-def machine(monkeypatch):
-    """A build with CUDA on a machine with an old and a new GPU; no plan from elsewhere, and none is left behind."""
-    gpus = gpu("Old", (7, 5)), gpu("New", (8, 6))
-    monkeypatch.setattr(planning, "cuda_devices", lambda: gpus)
-    build = _C.build_info() | {"cuda": "13.0.88"}
-    monkeypatch.setattr(_C, "build_info", lambda: build)
-    caches = plan, operators._forward_call
-    for cache in caches:
-        cache.cache_clear()
-    yield build
-    for cache in caches:
-        cache.cache_clear()
 
 
 def key(size, dtype=torch.float32, index=1, strides=None):
@@ -53,14 +30,37 @@ def call(dtype=torch.float32, index=1, input_strides=None, bias=None, precision=
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("requested", ("auto", "native"))
-def test_forward_is_native_and_gradients_are_pytorchs(machine, requested, dtype):
+def test_every_operator_may_be_native(machine, dtype):
     device = torch.device("cuda", 1)
-    assert plan(PROBLEM, "forward", dtype, device, False, requested).backend == "native"
-    for operator in ("grad_input", "grad_weight"):
-        choice = plan(PROBLEM, operator, dtype, device, False, requested)
-        assert str(choice) == f"aten (native: convt has no CUDA kernels for {operator} yet)"
-    assert plan(PROBLEM, "forward", dtype, device, False, "aten").backend == "aten"
+    for operator in planning.OPERATORS:
+        for requested in ("native", "aten"):
+            choice = plan(PROBLEM, operator, dtype, device, False, requested)
+            assert str(choice) == f"{requested} (forced by convt.backend({requested!r}))"
+        assert plan(PROBLEM, operator, dtype, device).reason == "rule for GPUs"
+
+
+def with_geometry(size, weight, **changes):
+    rank = len(size) - 2
+    geometry = Geometry((1,) * rank, (0,) * rank, (0,) * rank, 1, (1,) * rank)._replace(**changes)
+    return forward_problem(size, weight, None, geometry)
+
+
+GROUPED = with_geometry((2, 64, 9, 9), (64, 64, 3, 3), groups=2)
+VOLUME = with_geometry((2, 64, 9, 9, 9), (64, 64, 2, 2, 2), stride=(2, 2, 2))
+WIDE = with_geometry((2, 128, 9, 9), (128, 128, 3, 3))
+NARROW = with_geometry((2, 16, 9, 9), (16, 16, 3, 3))
+
+
+@pytest.mark.parametrize("operator", planning.OPERATORS)
+def test_the_rule_for_gpus(operator):
+    """What native code is certain to be better at, and the forward's rule for the rest."""
+
+    def chosen(problem, dtype=torch.bfloat16, channels_last=False):
+        return heuristics.choose_cuda(problem, operator, dtype, channels_last)
+
+    assert chosen(GROUPED) == chosen(WIDE, torch.float64) == chosen(NARROW) == "native"
+    assert chosen(WIDE) == chosen(WIDE, channels_last=True) == "aten"
+    assert chosen(VOLUME) == ("aten" if operator == "forward" else "native")
 
 
 def test_plans_belong_to_a_device(machine):
@@ -168,6 +168,20 @@ def test_forced_kernel_nests_and_returns():
         forced_kernel(name)
     with pytest.raises(ValueError, match=r"kernel must be one of 'implicit_gemm', 'depthwise', 'simt'.*got 'mma'"):
         forced_kernel("mma")
+
+
+def test_kernels_are_forced_for_operators_apart():
+    def forced():
+        return [settings.current_kernel(operator) for operator in planning.OPERATORS]
+
+    with forced_kernel("simt"):
+        assert forced() == 3 * ["simt"]
+        with forced_kernel(None, "forward"), forced_kernel("depthwise", ("grad_weight",)):
+            assert forced() == [None, "simt", "depthwise"]
+        assert forced() == 3 * ["simt"]
+    assert forced() == 3 * [None]
+    with pytest.raises(ValueError, match="operators must be one of 'forward', 'grad_input', 'grad_weight', got 'all'"):
+        forced_kernel("simt", "all")
 
 
 def test_a_forced_kernel_that_cannot_says_why():

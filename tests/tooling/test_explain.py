@@ -84,6 +84,36 @@ def test_a_forced_configuration(capsys):
             assert code == 2 and printed.err.startswith("convt: ")
 
 
+@pytest.mark.parametrize("operator", ("grad_input", "grad_weight"))
+def test_gradients_are_explained_by_their_own_plans(capsys, monkeypatch, operator):
+    asked = []
+    forward = _C.cuda_plan
+
+    def planned(name, *arguments):
+        asked.append((name, *arguments))
+        return forward("forward", *arguments)
+
+    monkeypatch.setattr(_C, "cuda_plan", planned)
+    made = facts(capsys, *LAYER, "--operator", operator, "--layout", "channels_last", "--bias")
+    result = {"grad_input": [8, 64, 32, 32], "grad_weight": [64, 48, 4, 4]}[operator]
+    assert (made["operator"], made["result"], made["output"]) == (operator, result, [8, 48, 64, 64])
+    assert made["bias"] is False
+    ((name, _, _, _, weight_strides, bias, *_),) = asked
+    assert (name, bias) == (operator, None)
+    assert weight_strides == ((768, 16, 4, 1) if operator == "grad_input" else (768, 1, 192, 48))
+    assert cli.main(["explain", *LAYER, "--operator", operator]) == 0
+    printed = capsys.readouterr().out
+    assert operator in printed and " x ".join(map(str, result)) in printed
+    made = facts(capsys, *LAYER, "--device", "cpu", "--operator", operator)
+    assert list(made["plans"]) == [operator]
+
+
+def test_what_a_gradient_cannot_is_told(capsys):
+    """A configuration that cannot, or a family: the reason, and no plan of another one."""
+    code = cli.main(["explain", *LAYER, "--operator", "grad_weight", "--dtype", "float64", "--config", "implicit_gemm"])
+    assert code == 2 and "kernel implicit_gemm cannot compute this problem: " in capsys.readouterr().err
+
+
 def test_on_a_cpu(capsys):
     made = facts(capsys, *LAYER, "--device", "cpu")
     assert set(made["plans"]) == {"forward", "grad_input", "grad_weight"}

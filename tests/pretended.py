@@ -1,0 +1,131 @@
+"""A GPU that is only pretended: tensors stay on the CPU, convt believes that they are on "cuda:1", and what it launches
+is computed in float64 from nothing but the numbers that a launch has: pointers, sizes and strides."""
+
+from __future__ import annotations
+
+import ctypes
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
+import torch
+
+from convt import _C, operators, ops
+from convt import plan as planning
+from convt.problem import operand
+from reference import conv_transpose
+
+DEVICE = torch.device("cuda", 1)
+
+
+def gpu(name, capability):
+    """An entry of _C.cuda_devices()."""
+    return {
+        "name": name, "capability": capability, "multiprocessors": 100, "memory_bytes": 2**34,
+        "shared_per_block": 99 * 1024, "shared_per_multiprocessor": 100 * 1024, "l2_bytes": 2**22,
+        "clock_ghz": 1.5, "memory_gbs": 500.0,
+    }  # fmt: skip
+
+
+def pretend(monkeypatch, device):
+    """Tensors of the CPU are `device`'s, to the operators."""
+
+    def located(tensor):
+        size, strides, dtype, _, layout = operand(tensor)
+        return size, strides, dtype, device, layout
+
+    switches = operators._switches
+    monkeypatch.setattr(
+        operators, "_switches", lambda name, tensor: switches(name, SimpleNamespace(is_cuda=True, dtype=tensor.dtype))
+    )
+    for module in (operators, ops):
+        monkeypatch.setattr(module, "operand", located)
+
+
+@dataclass
+class Launch:
+    """What a kernel was asked: a CudaPlan, as far as Python looks into it, and then what came with the launch."""
+
+    operator: str
+    sizes: dict[str, tuple[int, ...]]
+    strides: dict[str, tuple[int, ...]]
+    dtype: torch.dtype
+    precision: str
+    geometry: dict[str, object]
+    forced: str | None
+    workspace_bytes: int
+    workspace: int | None = None
+    kernel: str = "simt"
+    config: str = "played"
+    predicted_us: float = 1.0
+
+
+@dataclass
+class Player:
+    """Stands in for _C.cuda_plan and _C.cuda_run; keeps what it was asked."""
+
+    planned: list[Launch] = field(default_factory=list)
+    ran: list[Launch] = field(default_factory=list)
+    refuses: dict[str, str] = field(default_factory=dict)  # operator to the reason why no kernel can
+    workspace_bytes: int = 0
+
+    def cuda_plan(
+        self, operator, input, input_strides, weight, weight_strides, bias, output_strides, dtype, precision, *rest
+    ):
+        *geometry, device, forced = rest
+        assert device["name"] == planning.cuda_devices()[1]["name"]
+        if operator in self.refuses:
+            raise ValueError(self.refuses[operator])
+        geometry = dict(zip(("stride", "padding", "output_padding", "groups", "dilation"), geometry, strict=True))
+        output = conv_transpose(torch.empty(input, device="meta"), torch.empty(weight, device="meta"), **geometry).shape
+        sizes = {"input": input, "weight": weight, "bias": output[1:2], "output": tuple(output)}
+        strides = {"input": input_strides, "weight": weight_strides, "bias": (bias,), "output": output_strides}
+        if bias is None:
+            del sizes["bias"], strides["bias"]
+        made = Launch(
+            operator, sizes, strides, getattr(torch, dtype), precision, geometry, forced, self.workspace_bytes
+        )
+        self.planned.append(made)
+        return made
+
+    def cuda_run(self, plan, input, weight, bias, output, workspace, device, stream):
+        assert (workspace != 0) == (plan.workspace_bytes > 0) and stream == 1000
+        pointers = {"input": input, "weight": weight, "bias": bias, "output": output}
+        tensors = {name: at(pointers[name], plan, name) for name in plan.sizes}
+        assert "bias" in tensors or bias == 0
+        # Below a thread of its own: dispatch keys that are excluded here would keep autograd from recording there.
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(compute, plan, tensors).result()
+        self.ran.append(plan)
+
+
+def compute(plan, tensors):
+    """The result of an operator, written where it belongs."""
+    place = {"forward": "output", "grad_input": "input", "grad_weight": "weight"}[plan.operator]
+    given = {name: tensor.double() for name, tensor in tensors.items() if name != place}
+    if plan.operator == "forward":
+        value = conv_transpose(**given, **plan.geometry)
+    else:
+        grad_output = given.pop("output")
+        leaf = given[place] = torch.zeros(plan.sizes[place], dtype=torch.float64, requires_grad=True)
+        (value,) = torch.autograd.grad(conv_transpose(**given, **plan.geometry), leaf, grad_output)
+    with torch.no_grad():
+        tensors[place].copy_(value)
+
+
+def at(pointer, plan, name):
+    """The tensor that a launch means."""
+    size, strides = plan.sizes[name], plan.strides[name]
+    elements = 1 + sum((extent - 1) * stride for extent, stride in zip(size, strides, strict=True))
+    memory = (ctypes.c_char * (elements * plan.dtype.itemsize)).from_address(pointer)
+    return torch.frombuffer(memory, dtype=plan.dtype).as_strided(size, strides)
+
+
+def play(monkeypatch):
+    """A Player in the place of the compiled module's planner and launcher."""
+    player = Player()
+    pretend(monkeypatch, DEVICE)
+    monkeypatch.setattr(_C, "cuda_plan", player.cuda_plan)
+    monkeypatch.setattr(_C, "cuda_run", player.cuda_run, raising=False)
+    monkeypatch.setattr(operators, "_raw_stream", lambda index: 1000)
+    return player
