@@ -94,6 +94,16 @@ def exact(problem: Case, device: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return tensors[0], tensors[1], tensors[2], conv_transpose(*tensors, **problem.keywords)
 
 
+@lru_cache(maxsize=2 * len(ADVERSARIAL))
+def exact_gradients(problem: Case, device: str) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Input, weight, grad_output, grad_input and grad_weight in float64; each sum has fewer than 2**17 products."""
+    leaves = [tensor.detach().requires_grad_() for tensor in exact(problem, device)[:2]]
+    output = conv_transpose(*leaves, **problem.keywords)
+    grad_output = eighths(tuple(output.shape), 3, device)
+    grads = torch.autograd.grad(output, leaves, grad_output)
+    return leaves[0].detach(), leaves[1].detach(), grad_output, *grads
+
+
 def channels_last(tensor: Tensor) -> Tensor:
     """The same values, channels innermost, for tensors of any rank."""
     return torch.movedim(torch.movedim(tensor, 1, -1).contiguous(), -1, 1)

@@ -94,7 +94,7 @@ class DCGAN(nn.Module):
         latent, image = batch
         assert isinstance(model, DCGAN)
         made = model.generator(latent)
-        # One sum, two players: the discriminator sees a detached image, the generator a discriminator that stands still.
+        # One sum, two players: the discriminator sees a detached image, the generator a frozen discriminator.
         real, fake = model.discriminator(image), model.discriminator(made.detach())
         against = F.softplus(-real).mean() + F.softplus(fake).mean()
         frozen = {name: value.detach() for name, value in model.discriminator.named_parameters()}
@@ -103,7 +103,7 @@ class DCGAN(nn.Module):
 
 
 class HiFiGAN(nn.Module):
-    """A vocoder's generator: k16 s8, k8 s4 and k4 s2 transposed convolutions with weight norm, residual blocks between."""
+    """A vocoder's generator: k16 s8, k8 s4 and k4 s2 with weight norm, residual blocks between them."""
 
     def __init__(self, bands: int = 12, width: int = 32) -> None:
         super().__init__()

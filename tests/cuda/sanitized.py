@@ -37,6 +37,18 @@ def calls(number):
             yield by_name[name], kernel, True
 
 
+def gradients(case, input, weight, grad_output, last) -> int:
+    """How many of the two gradients the kernel computes."""
+    done = 0
+    for operator, other, shape in (("grad_input", weight, ()), ("grad_weight", input, (weight.shape[2:],))):
+        try:
+            getattr(torch.ops.convt, operator)(grad_output, other, *shape, *case.geometry, last)
+            done += 1
+        except ValueError:
+            continue
+    return done
+
+
 def main(amount: str) -> None:
     """Run all of them or some; a call that a forced kernel refuses is left out."""
     done = 0
@@ -46,10 +58,11 @@ def main(amount: str) -> None:
             operand = channels_last(input) if last else input
             with convt.backend("native"), convt.precision(precision), forced_kernel(kernel):
                 try:
-                    FUNCTIONS[case.rank](operand, weight, bias, **case.keywords)
+                    output = FUNCTIONS[case.rank](operand, weight, bias, **case.keywords)
+                    done += 1
                 except ValueError:
-                    continue
-            done += 1
+                    output = FUNCTIONS[case.rank](operand.cpu(), weight.cpu(), bias.cpu(), **case.keywords).cuda()
+                done += gradients(case, operand, weight, channels_last(output) if last else output, last)
     torch.cuda.synchronize()
     print(f"{done} calls")
 

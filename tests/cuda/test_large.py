@@ -1,4 +1,4 @@
-"""More than 2**31 elements, in the input and in the output: offsets beyond 32 bits in every kernel family."""
+"""More than 2**31 elements, in the input and in the output: offsets beyond 32 bits in every kernel and operator."""
 
 from __future__ import annotations
 
@@ -47,5 +47,33 @@ def test_more_than_2_to_the_31_elements(gpu, layer):
     wrong = difference > bound
     assert not wrong.any(), f"{int(wrong.sum())} of {len(wrong)} sampled outputs are wrong: {truth.index[wrong][:4]}"
     assert not difference.isnan().any()
-    # Every output was written: piece by piece, for isnan() of the whole would need half of its memory again.
-    assert all(bool(piece.isfinite().all()) for piece in output.view(-1).split(2**29))
+    assert is_written(output)
+
+
+def is_written(result):
+    """Every element: piece by piece, for isfinite() of the whole would need half of its memory again."""
+    return all(bool(piece.isfinite().all()) for piece in result.view(-1).split(2**29))
+
+
+@pytest.mark.parametrize("operator", ("grad_input", "grad_weight"))
+@pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: layer.name)
+def test_gradients_of_more_than_2_to_the_31_elements(gpu, layer, operator):
+    free = torch.cuda.mem_get_info()[0]
+    if free < MEMORY:
+        pytest.skip(f"{free / 1e9:.0f} GB of GPU memory are free, {MEMORY / 1e9:.0f} are needed")
+    problem = forward_problem(layer.input, layer.weight, None, Geometry(*layer.geometry))
+    torch.manual_seed(0)
+    grad_output = torch.empty(problem.output_size, dtype=torch.bfloat16, device=gpu).normal_()
+    if operator == "grad_input":
+        other = torch.randn(layer.weight, device=gpu).to(torch.bfloat16)
+        result = torch.ops.convt.grad_input(grad_output, other, *layer.geometry, False)
+        walk = 1e-5
+    else:
+        other = torch.empty(layer.input, dtype=torch.bfloat16, device=gpu).normal_()
+        result = torch.ops.convt.grad_weight(grad_output, other, layer.weight[2:], *layer.geometry, False)
+        walk = 1e-6  # of millions of products whose sum is near their root
+    truth = sample(operator, problem, grad_output, other, points=1024)
+    bound = torch.finfo(torch.bfloat16).eps * truth.value.abs() + walk * (truth.magnitude + 1)
+    wrong = ~((truth.at(result) - truth.value).abs() <= bound)
+    assert not wrong.any(), f"{int(wrong.sum())} of {len(wrong)} sampled elements are wrong: {truth.index[wrong][:4]}"
+    assert is_written(result)

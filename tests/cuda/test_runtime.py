@@ -1,4 +1,4 @@
-"""Streams, graphs, threads, several GPUs, and memory that runs out."""
+"""Streams, graphs, threads, several GPUs, and memory that runs out: of the forward, and of both gradients."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from adversarial import FUNCTIONS, eighths
 from convt import operators
 from convt.plan import cuda_plan
-from convt.problem import Geometry, operand
+from convt.problem import Geometry, forward_problem, operand
 from reference import case, conv_transpose
 
 pytestmark = pytest.mark.cuda
@@ -24,94 +24,155 @@ LAYERS = (
     (case("depthwise", (2, 34, 21, 23), (34, 1, 4, 4), stride=2, padding=1, groups=34), torch.float32),
     (case("double", (2, 10, 21, 23), (10, 6, 3, 3), stride=2, padding=1), torch.float64),
 )
+DIRECTIONS = ("forward", "gradients")
 EACH = pytest.mark.parametrize(("layer", "dtype"), LAYERS, ids=lambda value: getattr(value, "name", str(value)))
+BOTH = pytest.mark.parametrize("direction", DIRECTIONS)
 
 
-def tensors(layer, dtype, seed=0, device="cuda"):
-    shapes = layer.input, layer.weight, (layer.out_channels,)
+def tensors(layer, dtype, direction, seed=0, device="cuda"):
+    """Input, weight, and bias for the forward or grad_output for the gradients."""
+    output = forward_problem(layer.input, layer.weight, None, Geometry(*layer.geometry)).output_size
+    shapes = layer.input, layer.weight, (layer.out_channels,) if direction == "forward" else output
     return [eighths(shape, 10 * seed + number, device).to(dtype) for number, shape in enumerate(shapes)]
 
 
-def exact(layer, operands):
-    return conv_transpose(*operands, **layer.keywords).to(operands[0].dtype)
+def exact(layer, operands, direction):
+    """What run() has to return, to the bit."""
+    if direction == "forward":
+        return [conv_transpose(*operands, **layer.keywords).to(operands[0].dtype)]
+    leaves = [tensor.double().requires_grad_() for tensor in operands[:2]]
+    grads = torch.autograd.grad(conv_transpose(*leaves, **layer.keywords), leaves, operands[2].double())
+    return [grad.to(operands[0].dtype) for grad in grads]
 
 
-def run(layer, operands):
-    return FUNCTIONS[layer.rank](*operands, **layer.keywords)
+def run(layer, operands, direction):
+    """[output], or [grad_input, grad_weight] by the inner operators."""
+    if direction == "forward":
+        return [FUNCTIONS[layer.rank](*operands, **layer.keywords)]
+    input, weight, grad_output = operands
+    ops, kernel_size = torch.ops.convt, weight.shape[2:]
+    return [
+        ops.grad_input(grad_output, weight, *layer.geometry, False),
+        ops.grad_weight(grad_output, input, kernel_size, *layer.geometry, False),
+    ]
 
 
+def same(results, others):
+    return all(torch.equal(result, other) for result, other in zip(results, others, strict=True))
+
+
+@BOTH
 @EACH
-def test_graph_captured_without_a_warm_up(gpu, layer, dtype):
-    """The first call of a problem may be the captured one; replays see new inputs, weights and biases."""
-    static = tensors(layer, dtype)
+def test_graph_captured_without_a_warm_up(gpu, layer, dtype, direction):
+    """The first call of a problem may be the captured one; replays see new operands."""
+    static = tensors(layer, dtype, direction)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        output = run(layer, static)
+        results = run(layer, static, direction)
     for seed in range(1, 4):
-        fresh = tensors(layer, dtype, seed)
+        fresh = tensors(layer, dtype, direction, seed)
         for old, new in zip(static, fresh, strict=True):
             old.copy_(new)
-        output.fill_(float("nan"))
+        for result in results:
+            result.fill_(float("nan"))
         graph.replay()
-        assert torch.equal(output, exact(layer, fresh)), f"replay {seed}"
+        assert same(results, exact(layer, fresh, direction)), f"replay {seed}"
 
 
 @EACH
-def test_current_stream(gpu, layer, dtype):
-    """The launch waits for what stands before it in the current stream, and for no other stream."""
-    operands = tensors(layer, dtype)
-    expected = exact(layer, operands)
-    late = torch.full_like(operands[0], float("nan"))
-    run(layer, operands)  # what loads and allocates lies behind us
+def test_graph_of_a_training_step(gpu, layer, dtype):
+    """Forward and backward through autograd in one graph; replays see new operands."""
+    static = [tensor.requires_grad_() for tensor in tensors(layer, dtype, "forward")]
+    grad_output = tensors(layer, dtype, "gradients")[2]
+
+    def step():
+        (output,) = run(layer, static, "forward")
+        return [output.detach(), *torch.autograd.grad(output, static, grad_output)]
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # PyTorch's own advice: autograd warms up on a side stream
+        step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = step()
+    for seed in range(1, 4):
+        fresh, grad = tensors(layer, dtype, "forward", seed), tensors(layer, dtype, "gradients", seed)[2]
+        with torch.no_grad():
+            for old, new in zip([*static, grad_output], [*fresh, grad], strict=True):
+                old.copy_(new)
+            for result in results:
+                result.fill_(float("nan"))
+        graph.replay()
+        expected = exact(layer, fresh, "forward") + exact(layer, [*fresh[:2], grad], "gradients")
+        assert same(results[:3], expected), f"replay {seed}"
+        torch.testing.assert_close(
+            results[3].double(), grad.double().sum((0, *range(2, grad.dim()))), rtol=0.02, atol=0.1
+        )
+
+
+@BOTH
+@EACH
+def test_current_stream(gpu, layer, dtype, direction):
+    """The launches wait for what stands before them in the current stream, and for no other stream."""
+    operands = tensors(layer, dtype, direction)
+    expected = exact(layer, operands, direction)
+    late = [torch.full_like(tensor, float("nan")) for tensor in operands]
+    run(layer, operands, direction)  # what loads and allocates lies behind us
     torch.cuda.synchronize()
     stream, finished = torch.cuda.Stream(), torch.cuda.Event()
     with torch.cuda.stream(stream):
         torch.cuda._sleep(30_000_000)
-        late.copy_(operands[0])
-        output = run(layer, [late, *operands[1:]])
+        for tensor, value in zip(late, operands, strict=True):
+            tensor.copy_(value)
+        results = run(layer, late, direction)
     stream.synchronize()
-    assert torch.equal(output, expected)
+    assert same(results, expected)
 
     with torch.cuda.stream(stream):
-        output = run(layer, operands)
+        results = run(layer, operands, direction)
     stream.synchronize()
     busy = torch.cuda.Event()
     torch.cuda._sleep(1_000_000_000)
     busy.record()
     with torch.cuda.stream(stream):
-        output = run(layer, operands)
+        results = run(layer, operands, direction)
         finished.record()
     finished.synchronize()
     assert not busy.query(), "the call waited for another stream"
     torch.cuda.synchronize()
-    assert torch.equal(output, expected)
+    assert same(results, expected)
 
 
+@BOTH
 @EACH
-def test_no_synchronisation(gpu, layer, dtype):
-    operands = tensors(layer, dtype)
+def test_no_synchronisation(gpu, layer, dtype, direction):
+    operands = tensors(layer, dtype, direction)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        output = run(layer, operands)
+        results = run(layer, operands, direction)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert torch.equal(output, exact(layer, operands))
+    assert same(results, exact(layer, operands, direction))
 
 
+@BOTH
 @EACH
-def test_repeats_are_bit_identical(gpu, layer, dtype):
+def test_repeats_are_bit_identical(gpu, layer, dtype, direction):
     """On values whose sums do depend on their order."""
     torch.manual_seed(0)
-    operands = [torch.randn_like(tensor) for tensor in tensors(layer, dtype)]
-    first = run(layer, operands)
+    operands = [torch.randn_like(tensor) for tensor in tensors(layer, dtype, direction)]
+    first = run(layer, operands, direction)
     keep = []
     for _ in range(20):
-        again = run(layer, operands)
-        assert torch.equal(first, again)
+        again = run(layer, operands, direction)
+        assert same(first, again)
         keep.append(again)  # every call writes to other memory
 
 
-def test_threads_with_streams_of_their_own(gpu):
+@BOTH
+def test_threads_with_streams_of_their_own(gpu, direction):
     wrong, started = [], threading.Barrier(len(LAYERS))
 
     def work(number):
@@ -119,8 +180,8 @@ def test_threads_with_streams_of_their_own(gpu):
         with torch.cuda.stream(torch.cuda.Stream()):
             started.wait(timeout=60)
             for seed in range(10):
-                operands = tensors(layer, dtype, seed)
-                if not torch.equal(run(layer, operands), exact(layer, operands)):
+                operands = tensors(layer, dtype, direction, seed)
+                if not same(run(layer, operands, direction), exact(layer, operands, direction)):
                     wrong.append((layer.name, seed))
 
     def guarded(number):
@@ -129,7 +190,8 @@ def test_threads_with_streams_of_their_own(gpu):
         except Exception as error:
             wrong.append((number, repr(error)))
 
-    operators._forward_call.cache_clear()  # the threads plan at the same time
+    for cache in (operators._forward_call, operators._grad_input_call, operators._grad_weight_call):
+        cache.cache_clear()  # the threads plan at the same time
     threads = [threading.Thread(target=guarded, args=(number,)) for number in range(len(LAYERS))]
     for thread in threads:
         thread.start()
@@ -139,35 +201,38 @@ def test_threads_with_streams_of_their_own(gpu):
     assert not wrong
 
 
-def test_two_gpus(gpu):
+@BOTH
+def test_two_gpus(gpu, direction):
     if torch.cuda.device_count() < 2:
         pytest.skip("one GPU only")
     assert torch.cuda.current_device() == 0
     for layer, dtype in LAYERS:
-        operands = tensors(layer, dtype, device="cuda:1")
-        output = run(layer, operands)
-        assert output.device == torch.device("cuda", 1) and torch.cuda.current_device() == 0
-        assert torch.equal(output, exact(layer, operands))
+        operands = tensors(layer, dtype, direction, device="cuda:1")
+        results = run(layer, operands, direction)
+        assert all(result.device == torch.device("cuda", 1) for result in results)
+        assert torch.cuda.current_device() == 0
+        assert same(results, exact(layer, operands, direction))
         with pytest.raises(RuntimeError, match="on one device"):
-            run(layer, [operands[0], *(tensor.to("cuda:0") for tensor in operands[1:])])
+            run(layer, [*(tensor.to("cuda:0") for tensor in operands[:2]), operands[2]], direction)
 
 
 def test_operands_on_different_devices_are_refused(gpu):
     layer, dtype = LAYERS[1]
-    input, weight, bias = tensors(layer, dtype)
+    input, weight, bias = tensors(layer, dtype, "forward")
     for operands in ((input, weight.cpu(), bias), (input.cpu(), weight, bias), (input, weight, bias.cpu())):
         with pytest.raises(RuntimeError, match=r"conv_transpose2d: .* they must be on one device"):
-            run(layer, operands)
+            run(layer, operands, "forward")
 
 
-def test_only_the_output_remains_allocated(gpu):
+@BOTH
+def test_only_the_results_remain_allocated(gpu, direction):
     for layer, dtype in LAYERS:
-        operands = tensors(layer, dtype)
+        operands = tensors(layer, dtype, direction)
         before = torch.cuda.memory_allocated()
-        output = run(layer, operands)
-        size = output.numel() * output.element_size()
-        assert torch.cuda.memory_allocated() - before == -(-size // 512) * 512
-        del output
+        results = run(layer, operands, direction)
+        sizes = [result.numel() * result.element_size() for result in results]
+        assert torch.cuda.memory_allocated() - before == sum(-(-size // 512) * 512 for size in sizes)
+        del results
         assert torch.cuda.memory_allocated() == before
 
 
@@ -188,43 +253,51 @@ class Limit:
         torch.cuda.set_per_process_memory_fraction(1.0)
 
 
-def survives(layer, dtype, operands, extra):
+def survives(layer, operands, extra, direction):
     """A call that finds only `extra` bytes fails cleanly, and the next one with enough memory is right."""
     before = torch.cuda.memory_allocated()
     with Limit(extra), pytest.raises(torch.cuda.OutOfMemoryError):
-        run(layer, operands)
+        run(layer, operands, direction)
     gc.collect()
     assert torch.cuda.memory_allocated() == before
     # A sticky CUDA error, or a plan that was left half-done, would show here.
     small, small_dtype = LAYERS[0]
-    others = tensors(small, small_dtype)
-    assert torch.equal(run(small, others), exact(small, others))
-    output = run(layer, operands)
+    others = tensors(small, small_dtype, direction)
+    assert same(run(small, others, direction), exact(small, others, direction))
+    results = run(layer, operands, direction)
     torch.cuda.synchronize()
-    assert output.isfinite().all()
+    assert all(result.isfinite().all() for result in results)
 
 
-def test_no_memory_for_the_output(gpu):
-    layer = case("large", (64, 16, 64, 64), (16, 64, 4, 4), stride=2, padding=1)
-    survives(layer, torch.bfloat16, tensors(layer, torch.bfloat16), 16 << 20)  # 128 MiB are needed
+@BOTH
+def test_no_memory_for_the_result(gpu, direction):
+    if direction == "forward":
+        layer = case("large", (64, 16, 64, 64), (16, 64, 4, 4), stride=2, padding=1)
+    else:
+        layer = case("large", (64, 64, 128, 64), (64, 16, 2, 4), stride=(1, 2), padding=(0, 1))
+    operands = tensors(layer, torch.bfloat16, direction)
+    survives(layer, operands, 16 << 20, direction)  # 64 MiB or more are needed
 
 
-def test_no_memory_for_the_workspace(gpu):
+@BOTH
+def test_no_memory_for_the_workspace(gpu, direction):
     layer = case("wide", (1, 2048, 4, 4), (2048, 2048, 3, 3))
-    operands = tensors(layer, torch.float32)
-    problem, _ = operators.check_forward(*map(operand, operands), Geometry(*layer.geometry))
-    workspace = cuda_plan(problem, torch.float32, bias=True, device=gpu).workspace_bytes
+    operands = tensors(layer, torch.float32, direction)
+    problem, _ = operators.check_forward(*map(operand, operands[:2]), None, Geometry(*layer.geometry))
+    names = ("forward",) if direction == "forward" else ("grad_input", "grad_weight")
+    plans = [cuda_plan(problem, torch.float32, operator=name, bias=True, device=gpu) for name in names]
+    workspace = max(plan.workspace_bytes for plan in plans)
     if workspace < 64 << 20:
-        pytest.skip(f"this plan needs {workspace} bytes of workspace only: they always fit beside the output")
-    survives(layer, torch.float32, operands, 32 << 20)
+        pytest.skip(f"this plan needs {workspace} bytes of workspace only: they always fit beside the result")
+    survives(layer, operands, 32 << 20, direction)
 
 
 def test_the_ordinary_call_skips_the_dispatcher(gpu, monkeypatch):
     """PyTorch's dispatcher costs as much as all else that Python does here."""
     layer, dtype = LAYERS[0]
-    operands = tensors(layer, dtype)
+    operands = tensors(layer, dtype, "forward")
     seen = []
     forward = operators.forward
     monkeypatch.setattr(operators, "forward", lambda *args: (seen.append("direct"), forward(*args))[1])
-    run(layer, operands)
+    run(layer, operands, "forward")
     assert seen == ["direct"]

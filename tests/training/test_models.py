@@ -1,8 +1,8 @@
-"""Whole models trained for 50 steps: convt's losses follow PyTorch's as closely as PyTorch's follow its own in float64.
+"""Whole models trained for 50 steps: convt's losses are as near to float64's as PyTorch's are.
 
-Three runs start from the same parameters on the same data: PyTorch in float64, PyTorch at the precision in question, and
-the accelerated model at that precision. What roundings do to a loss grows with the steps, and the second run shows how
-much: nothing at first, and after 50 steps whatever they add up to.
+Three runs start from the same parameters on the same data: PyTorch in float64, PyTorch at the precision in question,
+and the accelerated model at that precision. What roundings do to a loss grows with the steps, and the second run shows
+how much: nothing at first, and after 50 steps whatever they add up to.
 """
 
 from __future__ import annotations
@@ -99,8 +99,8 @@ def test_losses_follow_pytorchs(kernels, device, mode, name):
     assert ours.isfinite().all()
     first, last = ours[:4, 0].mean(), ours[-4:, 0].mean()
     assert last < task.remains * first, f"{terms[0]} fell from {first:.3g} to {last:.3g} only"
-    # Sums of another order drift on another path: no farther than a few times PyTorch's farthest so far. On a CPU native
-    # code adds one product after the other where oneDNN adds blocks of sums.
+    # Sums of another order drift on another path: no farther than a few times PyTorch's farthest so far. On a CPU
+    # native code adds one product after the other where oneDNN adds blocks of sums.
     factor = 16.0 if device == "cpu" else 4.0
     drift = (theirs - exact).abs().cummax(0).values
     bound = factor * drift + MODES[mode][2] * exact.abs()
