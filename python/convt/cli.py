@@ -81,9 +81,25 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_gpu_benches(suites: Any) -> None:
-    bench = suites.add_parser("kernelbench", help="its 17 layers, on a GPU (or, made small, on the CPU)")
+    for suite, what in (
+        ("kernelbench", "its 17 layers, on a GPU (or, made small, on the CPU)"),
+        ("zoo", "128 layers of 36 models, in the same ways"),
+    ):
+        bench = suites.add_parser(suite, help=what)
+        _add_gpu_bench(bench)
+        if suite == "zoo":
+            bench.add_argument("--train", action="store_true", help="only layers of training runs")
+    _add_table_and_roofline(suites)
+
+
+def _add_gpu_bench(bench: argparse.ArgumentParser) -> None:
     bench.add_argument(
-        "--filter", nargs="+", default=[], metavar="WORD", help="only these numbers, and names that have every word"
+        "--filter",
+        "--only",
+        nargs="+",
+        default=[],
+        metavar="WORD",
+        help="only these names or numbers, and of the rest those that have every word",
     )
     bench.add_argument("--direction", nargs="+", choices=("forward", "forward_backward"), default=["forward"])
     bench.add_argument(
@@ -104,7 +120,8 @@ def _add_gpu_benches(suites: Any) -> None:
         nargs="+",
         default=["auto"],
         metavar="NAME",
-        help="a line for each kernel or configuration named; auto is the plan's choice",
+        help="a line for each kernel or configuration named (of every operator, or grad_weight=NAME,...); auto is the "
+        "plan's choice",
     )
     bench.add_argument("--backend", choices=BACKENDS, default="native", help="convt's own code unless named")
     bench.add_argument("--device", choices=("cpu", "cuda"), help="a GPU by default when PyTorch sees one")
@@ -119,15 +136,18 @@ def _add_gpu_benches(suites: Any) -> None:
     bench.add_argument("--stop-after", type=_positive, metavar="SECONDS", help="begin no further line after this time")
     bench.add_argument("--out", type=Path, help="append JSON lines to this file")
     bench.add_argument("--resume", action="store_true", help="leave out what --out has of this commit and machine")
-    bench.set_defaults(run=_bench_kernelbench)
+    bench.set_defaults(run=_bench_gpu, train=False)
 
-    table = suites.add_parser("table", help="results of kernelbench as Markdown, for the documentation")
+
+def _add_table_and_roofline(suites: Any) -> None:
+    table = suites.add_parser("table", help="results of kernelbench and zoo as Markdown, for the documentation")
     table.add_argument("results", nargs="*", type=Path, help="files that --out wrote")
     table.add_argument(
         "--kind",
-        choices=("layers", "means", "torch", "facts"),
+        choices=("layers", "training", "means", "torch", "facts"),
         default="layers",
-        help="a row per problem (the default), geometric means, PyTorch's settings, or the machine",
+        help="a row per problem (the default), the same for forward and backward with losses first, geometric means, "
+        "PyTorch's settings, or the machine",
     )
     table.add_argument(
         "--filter", nargs="+", default=[], metavar="WORD", help="only these directions, precisions, layouts, problems"
@@ -199,7 +219,7 @@ def _bench_layers(options: argparse.Namespace) -> int:
     )
 
 
-def _bench_kernelbench(options: argparse.Namespace) -> int:
+def _bench_gpu(options: argparse.Namespace) -> int:
     from convt.bench import gpu, suite
 
     device = options.device or _standard_device()
@@ -211,6 +231,8 @@ def _bench_kernelbench(options: argparse.Namespace) -> int:
         directions=options.direction,
         configs=options.config,
         shrunk=shrunk,
+        suite=options.suite,
+        train=options.train,
     )
     how = gpu.Options(
         device=device,

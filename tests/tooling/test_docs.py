@@ -193,6 +193,23 @@ def test_means(results):
     assert rows[1] == ["forward bf16 contiguous", "1 of 1", "2.50", "1.12", "1.60", "none", "none"]
 
 
+def test_training_shows_losses_first(tmp_path):
+    path = tmp_path / "lines.jsonl"
+    facts = {"direction": "forward_backward", "forward_us": 40.0, "backward_us": 60.0, "peak_bytes": 3_000_000}
+    for made in (line("57", 100.0, **facts), line("64", 400.0, **facts), line("58", 90.0)):
+        record.append(path, made)
+    lines = tables.read([path])
+    made = tables.training(lines).splitlines()[2:]
+    head, first, second = (cells_of(made[row]) for row in (0, 2, 3))
+    assert (first[0], second[0]) == ("64", "57") and made[4] == "", "the forward alone is in another table"
+    cells = dict(zip(head, first, strict=False))
+    assert cells["eager / convt"] == "**0.50**" and cells["forward"] == "40" and cells["backward"] == "60"
+    assert cells["peak MB"] == "3"
+    assert "| forward and backward tf32 contiguous | 2 of 2 | 1.00 |" in "\n".join(made)
+    with pytest.raises(ValueError, match="no line here is of forward_backward"):
+        tables.training(tables.read([path], ["58"]))
+
+
 def test_settings_of_pytorch(results):
     made = tables.torch_settings(tables.read([results])).splitlines()[2:]
     assert made[0] == "| problem | precision | channels_last benchmark | contiguous | search, s |"

@@ -5,6 +5,7 @@ import json
 import threading
 import time
 from contextlib import contextmanager
+from functools import partial
 
 import pytest
 import torch
@@ -12,10 +13,11 @@ from rich.console import Console
 from torch.nn import functional as F
 
 import convt
-from convt import cli, plan
+from convt import cli, operators, plan
 from convt.bench import gpu, machine, measure, record, rivals, roofline, suite
 from convt.bench.watchdog import Watchdog
-from convt.testing import kernelbench
+from convt.problem import operand
+from convt.testing import kernelbench, zoo
 
 CEILINGS = roofline.Ceilings(copy=1e10, rates={"ieee": 1e11})
 
@@ -25,8 +27,8 @@ def known_machine(monkeypatch):
     monkeypatch.setattr(roofline, "ceilings", lambda device: CEILINGS)
 
 
-def bench(*arguments):
-    return cli.main(["bench", "kernelbench", "--device", "cpu", "--quick", *map(str, arguments)])
+def bench(*arguments, suite="kernelbench"):
+    return cli.main(["bench", suite, "--device", "cpu", "--quick", *map(str, arguments)])
 
 
 def lines_of(path):
@@ -148,6 +150,33 @@ def test_run_writes_every_line_and_resumes(tmp_path, capsys):
     assert "12 of" not in capsys.readouterr().err
 
 
+def test_forward_and_backward_are_judged_and_timed_apart_too(tmp_path, capsys):
+    out = tmp_path / "lines.jsonl"
+    words = ("--only", "dla-34/dw64-k8s4@32", "unet-carvana/128to64@320x479", "hifigan-train/up3-64to32-k4s2@4096")
+    both = ("--direction", "forward", "forward_backward", "--precision", "ieee", "bf16", "--train")
+    assert bench(*words, *both, "--out", out, suite="zoo") == 0
+    lines = lines_of(out)
+    assert len(lines) == 3 * 4 and {line["suite"] for line in lines} == {"zoo"}
+    for line in lines:
+        assert line["ok"] is True and line["problem"] in zoo.LAYERS
+        assert line["name"].endswith(" bias") == zoo.LAYERS[line["problem"]].bias
+        results = ["forward", "grad_input", "grad_weight"]
+        parts = ("forward_us", "backward_us", "eager_forward_us", "eager_backward_us")
+        if line["direction"] == "forward":
+            assert list(line["errors"]) == results[:1] and all(line[name] is None for name in parts)
+            continue
+        results += ["grad_bias"] * line["name"].endswith(" bias")
+        assert list(line["errors"]) == results and line["max_error"] == max(line["errors"].values())
+        assert [told["operator"] for told in line["plans"]] == results[:3]
+        assert all(told["backend"] in ("native", "aten") and told["reason"] for told in line["plans"])
+        assert all(line[name] > 0 for name in parts)
+        # Medians of parts and of the whole are of different turns.
+        assert 0.3 * line["us"] < line["forward_us"] + line["backward_us"] < 3 * line["us"]
+    printed = capsys.readouterr().out
+    assert "zoo" not in printed.split(" forward_backward bf16")[0] or "unet-carvana/128to64@320x479" in printed
+    assert cli.main(["bench", "table", str(out), "--kind", "training"]) == 2, "shrunk layers make no table"
+
+
 def test_interrupted_run_keeps_what_is_done(tmp_path, capsys, monkeypatch):
     real, done = gpu.measure, []
 
@@ -206,7 +235,7 @@ def test_a_wrong_result_is_called_wrong(tmp_path, capsys, monkeypatch):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--filter", "56"], ["--resume"], ["--config", "simt"]],
+    [["--filter", "56"], ["--resume"], ["--config", "simt"], ["--config", "dgrad=simt"]],
 )
 def test_bad_arguments_are_explained(arguments, capsys):
     assert bench(*arguments) == 2
@@ -225,13 +254,13 @@ def test_not_a_number_is_no_json(tmp_path):
 
 
 class Made:
-    kernel, config, predicted_us = "implicit_gemm", "64x256x16", 12.5
+    kernel, config, predicted_us, workspace_bytes = "implicit_gemm", "64x256x16", 12.5, 256
 
 
 @pytest.fixture
 def pretended(monkeypatch):
     """The run believes in a GPU; tensors stay on the CPU. `lost` is what synchronising says."""
-    real, state = rivals.Operands, {"lost": False, "forced": [], "used": 0}
+    real, state = rivals.Operands, {"lost": False, "forced": [], "now": {}}
 
     def synchronize():
         if state["lost"]:
@@ -241,22 +270,33 @@ def pretended(monkeypatch):
         assert device == "cuda"
         return interleaved(calls, device="cpu", **options)
 
-    def planned(problem, dtype, device, strides, precision, kernel):
+    def planned(operator, problem, dtype, device, last, requested, strides, precision, kernel):
         assert len(strides[0]) == len(strides[3]) == problem.rank + 2 and device == torch.device("cuda", 0)
-        state["forced"].append(kernel)
-        return Made
+        state["forced"].append(kernel if kernel is None else (operator, kernel))
+        return plan.Plan("native", "pretended"), Made
+
+    def located(tensor):
+        size, strides, dtype, _, layout = operand(tensor)
+        return size, strides, dtype, torch.device("cuda", 0), layout
+
+    def switches(operator, tensor):
+        return "native", "ieee", state["now"].get(operator)
 
     interleaved = measure.interleaved
-    monkeypatch.setattr(rivals, "Operands", lambda problem, dtype, device, way: real(problem, dtype, "cpu", way))
+    monkeypatch.setattr(rivals, "Operands", lambda problem, dtype, device, *rest: real(problem, dtype, "cpu", *rest))
     for module in (rivals, gpu):
         monkeypatch.setattr(module, "interleaved", turns)
     monkeypatch.setattr(gpu, "is_native_possible", lambda device: True)
     monkeypatch.setattr(gpu, "_poison", lambda case, device: None)
     monkeypatch.setattr(machine, "device_name", lambda device: "pretended")
     monkeypatch.setattr(machine, "driver", lambda: "580.1")
-    monkeypatch.setattr(plan, "cuda_plan_of_call", planned, raising=False)
-    monkeypatch.setattr(plan, "plan", lambda *arguments: plan.Plan("native", "pretended"))
-    monkeypatch.setattr(plan, "forced_kernel", Forced, raising=False)
+    monkeypatch.setattr(operators, "plan_of_call", planned)
+    monkeypatch.setattr(operators, "_switches", switches)
+    monkeypatch.setattr(gpu, "operand", located)
+    monkeypatch.setattr(plan, "forced_kernel", partial(Forced, state["now"]))
+    calls = operators._forward_call, operators._grad_input_call, operators._grad_weight_call
+    for call in calls:
+        call.cache_clear()
     for name, function in {
         "is_available": lambda: True,
         "synchronize": synchronize,
@@ -272,24 +312,27 @@ def pretended(monkeypatch):
     rivals.search_thread.cache_clear()
     yield state
     rivals.search_thread.cache_clear()
+    for call in calls:
+        call.cache_clear()
 
 
 class Forced:
     """convt.plan.forced_kernel without kernels: one of them refuses, one takes the GPU with it."""
 
-    def __init__(self, name):
+    def __init__(self, now, name, operators=plan.OPERATORS):
         if name not in ("simt", "64x256x16", "refuses", "kills"):
             raise ValueError(f"forced_kernel: {name!r}")
-        self.name = name
+        self.now, self.name, self.operators = now, name, operators
 
     def __enter__(self):
         if self.name == "refuses":
             raise ValueError("refuses: needs 32 channels")
         if self.name == "kills":
             torch.cuda.lose()
+        self.now.update(dict.fromkeys(self.operators, self.name))
 
     def __exit__(self, *_):
-        pass
+        self.now.clear()
 
 
 def cases(*configs, precisions=("tf32",), layouts=("contiguous",), problems=("81",)):
@@ -316,7 +359,7 @@ def test_on_a_gpu_every_configuration_has_its_line(pretended, tmp_path):
     lines = lines_of(out)
     assert [line["forced"] for line in lines] == 2 * [None, "64x256x16", "refuses"]
     assert [line["ok"] for line in lines] == 2 * [True, True, False]
-    assert pretended["forced"] == 2 * [None, "64x256x16"]
+    assert pretended["forced"] == 2 * [None, ("forward", "64x256x16")]
     for line in lines:
         assert line["driver"] == "580.1" and line["device"] == "pretended" and line["precision"] == "tf32"
         assert len(line["candidates"]) == 4 and line["benchmark_first_call_s"] > 0
@@ -328,6 +371,40 @@ def test_on_a_gpu_every_configuration_has_its_line(pretended, tmp_path):
             assert line["us"] is None and line["error"] == "ValueError: refuses: needs 32 channels"
     assert suite.run(work, OPTIONS, out=out, resume=True, console=Console()) == 0
     assert len(lines_of(out)) == 6
+
+
+def test_of_forward_and_backward_every_operator_has_its_plan(pretended, tmp_path):
+    out = tmp_path / "lines.jsonl"
+    configs = ("auto", "64x256x16", "grad_weight=simt,forward=64x256x16")
+    work = suite.cases(
+        ("dla-34/dw64-k8s4@32",), suite="zoo", precisions=("bf16",), directions=("forward_backward",), configs=configs,
+        shrunk=True,
+    )  # fmt: skip
+    assert suite.run(work, OPTIONS, out=out, console=Console()) == 0
+    for line in lines_of(out):
+        assert line["kernel"] == "implicit_gemm + implicit_gemm + implicit_gemm" and line["predicted_us"] == 37.5
+        assert line["config"] == "64x256x16 + 64x256x16 + 64x256x16"
+        assert [told["workspace_bytes"] for told in line["plans"]] == 3 * [256]
+        assert line["peak_bytes"] == line["eager_peak_bytes"] == 4000
+    forced = [None, None, None]
+    forced += [(operator, "64x256x16") for operator in plan.OPERATORS]
+    forced += [("grad_weight", "simt")]  # the others' plans are known by now
+    assert pretended["forced"] == forced
+
+
+def test_peak_memory_is_that_of_the_whole_step(monkeypatch):
+    """Measured around the second call, when the first one's results are already there."""
+    order = []
+    for name in ("synchronize", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, lambda name=name: order.append(name))
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: order.append("before") or 1000)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: order.append("peak") or 5500)
+    first = gpu._first(measure.Parts(lambda: order.append("forward"), lambda _: order.append("backward")), "cuda")
+    assert first.peak_bytes == 4500 and first.error is None
+    assert order == [
+        "forward", "backward", "synchronize", "reset_peak_memory_stats", "before", "forward", "backward", "synchronize",
+        "peak",
+    ]  # fmt: skip
 
 
 def test_a_lost_gpu_blames_one_configuration_and_starts_again(pretended, tmp_path, monkeypatch, capsys):
@@ -386,40 +463,3 @@ def test_watchdog_leaves_who_is_in_time_alone():
         watchdog.stage("slow", 0.0)
         time.sleep(0.1)
     assert expired == ["slow"]
-
-
-# the machine
-
-
-def test_roofline_command(tmp_path, capsys):
-    out = tmp_path / "roofline.jsonl"
-    assert cli.main(["bench", "roofline", "--device", "cpu", "--seconds", "0.01", "--out", str(out)]) == 0
-    lines = lines_of(out)
-    assert [line["what"] for line in lines] == ["copy", "ieee", "fp64"]
-    assert lines[0]["gbs"] > 0 and lines[0]["tflops"] is None
-    assert lines[1]["tflops"] > lines[2]["tflops"] * 0.5 and lines[1]["gbs"] is None
-    assert all(line["suite"] == "roofline" and line["us"] > 0 and line["torch"] for line in lines)
-    assert "TFLOP/s" in capsys.readouterr().out
-
-
-def test_matmul_precision_is_taken_back():
-    if not hasattr(torch._C, "_get_fp32_precision_getter"):
-        pytest.skip("this PyTorch has the older switch")
-    before = torch._C._get_fp32_precision_getter("cuda", "matmul")
-    with roofline.matmul_precision("tf32"):
-        assert torch._C._get_fp32_precision_getter("cuda", "matmul") == "tf32"
-    assert torch._C._get_fp32_precision_getter("cuda", "matmul") == before
-
-
-@pytest.mark.parametrize("said", ["580.159.03\n580.159.03\n", "NVIDIA UNIX x86_64 Kernel Module  580.159.03  Tue\n"])
-def test_driver_is_read_from_nvidia_smi(said, tmp_path, monkeypatch):
-    smi = tmp_path / "nvidia-smi"
-    smi.write_text(f"#!/bin/sh\nprintf '{said}'\n")
-    smi.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    assert machine.driver.__wrapped__() == "580.159.03"
-
-
-def test_commit_can_be_told(monkeypatch):
-    monkeypatch.setenv("CONVT_COMMIT", "0123abc")
-    assert machine.commit() == "0123abc"

@@ -1,11 +1,13 @@
 """KernelBench's problems, TF32's roundings, and the judge of results."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch.nn import functional as F
 
 from convt.bench import judge, machine, rivals, roofline
-from convt.testing import closest, kernelbench, layer, sample, tf32_nearest, torch_function
+from convt.testing import closest, kernelbench, layer, sample, select, tf32_nearest, torch_function, zoo
 from convt.testing.definition import tf32_truncated
 
 # GFLOP and output pixels of every problem.
@@ -51,11 +53,11 @@ def test_there_are_seventeen():
 
 
 def test_select_by_number_and_by_word():
-    assert list(kernelbench.select()) == list(FACTS)
-    assert list(kernelbench.select(["64", "57"])) == ["57", "64"]
-    assert list(kernelbench.select(["1d", "s2"])) == ["79"]
+    assert list(select("kernelbench")) == list(FACTS)
+    assert list(select("kernelbench", ["64", "57"])) == ["57", "64"]
+    assert list(select("kernelbench", ["1d", "s2"])) == ["79"]
     with pytest.raises(ValueError, match="81: 2d k3 s5"):
-        kernelbench.select(["no such problem"])
+        select("kernelbench", ["no such problem"])
 
 
 def test_roofline_is_the_larger_of_two_times():
@@ -167,3 +169,97 @@ def test_sixteen_bits_are_not_rounded_to_tf32():
     result = (F.conv_transpose1d(*tensors, None, *problem.geometry),)
     assert court.rounding(result) is None
     assert court.complaint(result, "bf16", native=(True,), other=None) is None
+
+
+# gradients
+
+
+TRAINED = layer((9, 7), 4, (8, 6), batch=2, stride=2, padding=1).problem
+RESULTS = ("output", "grad_input", "grad_weight", "grad_bias")
+
+
+def trial(dtype=torch.float32, bias=True, problem=TRAINED):
+    """A training step's operands, its results and their judge."""
+    operands = rivals.Operands(problem, dtype, "cpu", "forward_backward", bias)
+    court = judge.Judge(problem, "forward_backward", operands.at("contiguous"), operands.bias)
+    return operands, [result.clone() for result in operands.torch_call("contiguous")()], court
+
+
+@pytest.mark.parametrize("bias", (True, False))
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
+def test_all_results_of_a_training_step_are_judged(dtype, bias):
+    _, results, court = trial(dtype, bias)
+    assert len(results) == (4 if bias else 3)
+    assert court.complaint(results, "ieee", native=len(results) * (True,), other=None) is None
+    assert list(court.errors(results)) == ["forward", "grad_input", "grad_weight", "grad_bias"][: len(results)]
+    for index, name in enumerate(RESULTS[: len(results)]):
+        wrong = [*results]
+        wrong[index] = 1.1 * results[index]
+        complaint = court.complaint(wrong, "ieee", native=len(results) * (True,), other=None)
+        assert complaint is not None and complaint.startswith(f"{name} differs from the definition")
+        wrong[index] = results[index].clone().fill_(torch.nan)
+        assert court.complaint(wrong, "ieee", native=len(results) * (True,), other=None) == f"{name} holds NaN"
+
+
+def test_a_forgotten_bias_is_seen():
+    operands, results, court = trial()
+    results[0] = results[0] - operands.bias[:, None, None]
+    assert court.complaint(results, "ieee", native=4 * (True,), other=None).startswith("output differs")
+
+
+def test_a_part_of_a_long_sum_that_is_missing_is_seen():
+    """An image of 64 in a weight gradient: less than what roundings may do to a sum of terms of one sign."""
+    problem = dataclasses.replace(kernelbench.PROBLEMS["64"], batch=64, in_channels=2, out_channels=2, input=(8192,))
+    operands, results, court = trial(bias=False, problem=problem)
+    assert court.complaint(results, "ieee", native=3 * (True,), other=None) is None
+    input, _, grad_output = operands.at("contiguous")
+    last = torch.ops.aten.convolution_backward(
+        grad_output[-1:], input[-1:], results[2], None, *([1], [0], [1], True, [0], 1, (False, True, False))
+    )[1]
+    results[2] -= last
+    truth = sample("grad_weight", problem, grad_output, input)
+    assert truth.matches(results[2], slack=4.0), "the reason for is_close"
+    complaint = court.complaint(results, "ieee", native=3 * (True,), other=None)
+    assert complaint is not None and complaint.startswith("grad_weight differs") and complaint.endswith("in the rms")
+
+
+def test_gradients_in_tf32_are_held_to_rounding_to_nearest():
+    operands, results, court = trial(bias=False)
+    input, weight, grad_output = map(tf32_nearest, operands.at("contiguous"))
+    leaves = input.requires_grad_(), weight.requires_grad_()
+    output = F.conv_transpose2d(*leaves, None, *TRAINED.geometry)
+    rounded = [output.detach(), *torch.autograd.grad(output, leaves, grad_output)]
+    for index in range(3):
+        mixed = [*results]
+        mixed[index] = rounded[index]
+        assert court.complaint(mixed, "tf32", native=3 * (True,), other=None) is None
+        assert court.complaint(mixed, "ieee", native=3 * (True,), other=None).startswith(RESULTS[index])
+
+
+# the zoo
+
+
+def test_the_zoo():
+    """Sums over its 128 layers, and the shapes that PyTorch makes of each."""
+    assert len(zoo.MODELS) == 36 and len(zoo.LAYERS) == 128
+    assert sum(entry.mode == "train" for entry in zoo.LAYERS.values()) == 64
+    assert sum(entry.bias for entry in zoo.LAYERS.values()) == 83
+    problems = [entry.problem for entry in zoo.LAYERS.values()]
+    assert sum(2e-9 * problem.macs for problem in problems) == pytest.approx(2764.87, rel=1e-5)
+    for problem in problems:
+        input, weight = (torch.empty(size, device="meta") for size in (problem.input_size, problem.weight_size))
+        assert torch_function(problem.rank)(input, weight, None, *problem.geometry).shape == problem.output_size
+
+
+def test_layers_of_the_zoo_are_selected_by_words():
+    assert list(select("zoo", ["dcgan-64/64to3@32"])) == ["dcgan-64/64to3@32"]
+    assert list(select("zoo", ["HiFi-GAN", "k4", "train"])) == [
+        "hifigan-train/up2-128to64-k4s2@2048",
+        "hifigan-train/up3-64to32-k4s2@4096",
+    ]
+    assert len(select("zoo", train=True)) == 64 and len(select("zoo")) == 128
+    assert all(entry.mode == "train" for entry in select("zoo", ["2d"], train=True).values())
+    with pytest.raises(ValueError, match=r"matches no layer of zoo:\n  dcgan-64/100to512@1: 2d k4 s1 100->512 1x1 b64"):
+        select("zoo", ["alexnet"])
+    with pytest.raises(ValueError, match="suite: 'garden'; legal are kernelbench, zoo"):
+        select("garden")

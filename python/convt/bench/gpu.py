@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 import convt
-from convt import _C, plan
+from convt import _C, operators, plan
 from convt.bench import machine, rivals
 from convt.bench.judge import OPERATORS, Judge
 from convt.bench.measure import Apart, Timing, interleaved
 from convt.bench.record import Line
 from convt.bench.rivals import Candidate
 from convt.bench.roofline import Ceilings
-from convt.problem import Problem
+from convt.problem import Problem, operand
 from convt.testing import describe
 
 LAYOUTS = ("contiguous", "channels_last")
@@ -58,6 +58,8 @@ class Case:
     precision: str
     layout: str
     configs: tuple[str, ...] = (AUTO,)
+    suite: str = "kernelbench"
+    bias: bool = False
 
     @property
     def operators(self) -> tuple[str, ...]:
@@ -68,9 +70,9 @@ class Case:
         gpu = options.device == "cuda"
         return [
             Line(
-                suite="kernelbench",
+                suite=self.suite,
                 problem=self.name,
-                name=describe(self.problem),
+                name=describe(self.problem) + (" bias" if self.bias else ""),
                 direction=self.direction,
                 precision=self.precision,
                 layout=self.layout,
@@ -152,8 +154,8 @@ def _measure(
 ) -> list[Line]:
     device = options.device
     stage("torch making operands")
-    operands = rivals.Operands(case.problem, rivals.DTYPES[case.precision], device, case.direction)
-    judge = Judge(case.problem, case.direction, operands.at(case.layout))
+    operands = rivals.Operands(case.problem, rivals.DTYPES[case.precision], device, case.direction, case.bias)
+    judge = Judge(case.problem, case.direction, operands.at(case.layout), operands.bias)
     facts: dict[str, Any] = {}
     racing: dict[str, Apart] = {}
 
@@ -248,17 +250,41 @@ def _first(call: Callable[[], Any], device: str) -> _First:
         return _First(error=rivals.said(error))
 
 
+def forced_kernels(config: str) -> list[tuple[str, tuple[str, ...]]]:
+    """What a configuration's name forces: (kernel, operators).
+
+    "NAME" is forced for every operator of the case; "grad_weight=NAME" for one, and several of those are joined by
+    commas. "auto" forces nothing.
+
+    Raises ValueError for a name that is not one.
+    """
+    forced: list[tuple[str, tuple[str, ...]]] = []
+    for part in config.split(","):
+        operator, _, name = part.rpartition("=")
+        if operator and operator not in plan.OPERATORS:
+            raise ValueError(f"config: {part!r} names operator {operator!r}; legal are {', '.join(plan.OPERATORS)}")
+        if name != AUTO:
+            forced.append((name, (operator,) if operator else plan.OPERATORS))
+    return forced
+
+
 @contextmanager
 def _forced(config: str) -> Iterator[None]:
-    with nullcontext() if config == AUTO else plan.forced_kernel(config):
+    with ExitStack() as stack:
+        for name, which in forced_kernels(config):
+            stack.enter_context(plan.forced_kernel(name, which))
         yield
 
 
 def _poison(case: Case, device: str) -> None:
-    """What the next output is made of is NaN, so that a forgotten element shows."""
-    if device == "cuda":
-        torch.cuda.empty_cache()
-        torch.empty(case.problem.output_size, dtype=rivals.DTYPES[case.precision], device=device).fill_(torch.nan)
+    """What the next results are made of is NaN, so that a forgotten element shows."""
+    if device != "cuda":
+        return
+    torch.cuda.empty_cache()
+    problem = case.problem
+    sizes = (problem.output_size, problem.input_size, problem.weight_size)[: len(case.operators)]
+    made = [torch.empty(size, dtype=rivals.DTYPES[case.precision], device=device).fill_(torch.nan) for size in sizes]
+    del made
 
 
 def _found(
@@ -271,30 +297,53 @@ def _found(
     theirs: Sequence[Tensor] | None,
 ) -> dict[str, Any]:
     """What the results of one configuration tell, and who computed them."""
-    place = torch.device("cuda", torch.cuda.current_device()) if options.device == "cuda" else torch.device("cpu")
-    dtype, last = results[0].dtype, case.layout == "channels_last"
-    natives = [
-        plan.plan(case.problem, operator, dtype, place, last and operator != "grad_weight", options.backend).backend
-        == "native"
-        for operator in case.operators
-    ]
+    with _forced(config):
+        calls = _calls(case, operands, results[0])
+    natives = [call.native for call in calls]
+    natives += [False] * (len(results) - len(calls))  # grad_bias is PyTorch's sum
     complaint = judge.complaint(results, case.precision, native=natives, other=theirs)
     rounding = judge.rounding(results)
     found = {
         "ok": complaint is None,
         "error": complaint,
         "max_error": judge.error(results),
+        "errors": judge.errors(results),
         "rounding": None if rounding is None else rounding[0],
-        "kernel": None if natives[0] else "aten",
+        "plans": [_told(operator, call) for operator, call in zip(case.operators, calls, strict=True)],
     }
-    if natives[0] and options.device == "cuda":
-        input, weight = operands.at(case.layout)[:2]
-        strides = input.stride(), weight.stride(), None, results[0].stride()
-        precision = case.precision if dtype is torch.float32 else "ieee"
-        forced = None if config == AUTO else config
-        made = plan.cuda_plan_of_call(case.problem, dtype, place, strides, precision, forced)
-        found |= {"kernel": made.kernel, "config": made.config, "predicted_us": made.predicted_us}
+    if options.device == "cpu":
+        return found | {"kernel": None if natives[0] else "aten"}
+    made = [call.cuda for call in calls]
+    found["kernel"] = " + ".join("aten" if cuda is None else cuda.kernel for cuda in made)
+    found["config"] = " + ".join("aten" if cuda is None else cuda.config for cuda in made)
+    if all(cuda is not None for cuda in made):
+        found["predicted_us"] = sum(cuda.predicted_us for cuda in made if cuda is not None)
+    if found["kernel"] == "aten":
+        found["config"] = None
     return found
+
+
+def _calls(case: Case, operands: rivals.Operands, output: Tensor) -> list[operators.Call]:
+    """What each operator does with these operands, from the tables that it looks itself up in."""
+    input, weight, *rest = operands.at(case.layout)
+    geometry = case.problem.geometry
+    keys = operand(input), operand(weight), None if operands.bias is None else operand(operands.bias)
+    calls = [operators._forward_call(*keys, geometry, *operators._switches("forward", input))]
+    if rest:
+        last = operators.is_channels_last(input.dtype, keys[0][:2], keys[1][:2])
+        to_input, to_weight = (operators._switches(name, input) for name in ("grad_input", "grad_weight"))
+        key = operand(rest[0])
+        calls.append(operators._grad_input_call(key, keys[1], geometry, last, *to_input))
+        calls.append(operators._grad_weight_call(key, keys[0], tuple(weight.shape[2:]), geometry, last, *to_weight))
+    return calls
+
+
+def _told(operator: str, call: operators.Call) -> dict[str, Any]:
+    facts: dict[str, Any] = {"operator": operator, "backend": call.choice.backend, "reason": call.choice.reason}
+    if call.cuda is not None:
+        names = ("kernel", "config", "predicted_us", "workspace_bytes")
+        facts |= {name: getattr(call.cuda, name) for name in names}
+    return facts
 
 
 # ---- a line ------------------------------------------------------------------------------------------------------
@@ -314,7 +363,7 @@ def _timed(
         "roofline_gbs": ceilings.copy * 1e-9,
     }
     if "eager" in times:
-        facts |= _microseconds("eager_us", times["eager"])
+        facts |= _microseconds("eager_us", times["eager"]) | _parts("eager_", times["eager"])
     if best is not None:
         fastest, facts["best_setting"] = times["best"], best.setting
         if rivals.is_default_allowed(case.precision) and "eager" in times and times["eager"].median < fastest.median:
@@ -322,10 +371,16 @@ def _timed(
         facts |= _microseconds("best_us", fastest)
     if config in times:
         us = times[config].median * 1e6
-        facts |= _microseconds("us", times[config])
+        facts |= _microseconds("us", times[config]) | _parts("", times[config])
         facts |= {"turns": times[config].turns, "tflops": flops / us * 1e-6, "gbs": bytes / us * 1e-3}
     return replace(line, **facts)
 
 
 def _microseconds(name: str, timing: Timing) -> dict[str, float]:
     return {name: timing.median * 1e6, f"{name}_p20": timing.low * 1e6, f"{name}_p80": timing.high * 1e6}
+
+
+def _parts(prefix: str, timing: Timing) -> dict[str, float]:
+    if timing.first is None or timing.second is None:
+        return {}
+    return {f"{prefix}forward_us": timing.first * 1e6, f"{prefix}backward_us": timing.second * 1e6}

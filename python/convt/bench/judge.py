@@ -10,6 +10,7 @@ from torch import Tensor
 
 from convt.problem import Problem
 from convt.testing import ROUNDINGS, closest, sample
+from convt.testing.definition import grad_bias, with_bias
 
 # Tensor cores cut off what they add: an error that grows with the number of products, not with its root. A product that
 # is missing shows a hundred times more.
@@ -18,10 +19,15 @@ _SLACK = 4.0
 OPERATORS = {"forward": ("forward",), "forward_backward": ("forward", "grad_input", "grad_weight")}
 
 
+def results_of(direction: str, bias: bool) -> tuple[str, ...]:
+    """The operators whose results a call of the direction returns, in its order."""
+    return OPERATORS[direction] + (("grad_bias",) if bias and direction == "forward_backward" else ())
+
+
 class Judge:
     """The definition of one problem's results in float64, for float32 with each rounding of the operands."""
 
-    def __init__(self, problem: Problem, direction: str, tensors: Sequence[Tensor]) -> None:
+    def __init__(self, problem: Problem, direction: str, tensors: Sequence[Tensor], bias: Tensor | None = None) -> None:
         """tensors: (input, weight), and grad_output for forward_backward; they stay on their device."""
         input, weight, *rest = tensors
         operands = {"forward": (input, weight)}
@@ -30,14 +36,26 @@ class Judge:
         # Outputs that no tap reaches are no evidence: more strides, more positions.
         points = min(1024 * math.prod(problem.stride), 8192)
         roundings = tuple(ROUNDINGS) if input.dtype == torch.float32 else ("fp32",)
+        self._names = results_of(direction, bias is not None)
         self._truths = [
             {name: sample(operator, problem, *operands[operator], points=points, rounding=name) for name in roundings}
             for operator in OPERATORS[direction]
         ]
+        if bias is not None:
+            self._truths[0] = {name: with_bias(truth, bias) for name, truth in self._truths[0].items()}
+        if "grad_bias" in self._names:
+            self._truths.append({"fp32": grad_bias(rest[0])})
+
+    def errors(self, results: Sequence[Tensor]) -> dict[str, float]:
+        """Largest error of each result, relative to the sum of the absolute values of its products; NaN where NaN."""
+        return {
+            name: truths["fp32"].relative_error(result)
+            for name, truths, result in zip(self._names, self._truths, results, strict=True)
+        }
 
     def error(self, results: Sequence[Tensor]) -> float:
-        """Largest error of any result, relative to the sum of the absolute values of its products; NaN where NaN."""
-        errors = [truths["fp32"].relative_error(result) for truths, result in zip(self._truths, results, strict=True)]
+        """The largest of them."""
+        errors = self.errors(results).values()
         return math.nan if any(map(math.isnan, errors)) else max(errors)
 
     def rounding(self, results: Sequence[Tensor]) -> tuple[str, dict[str, float]] | None:
@@ -58,8 +76,8 @@ class Judge:
                 implementation computes may also be as far off as three times `other`.
             other: PyTorch's results, near which ours have to be at every single element, sampled or not.
         """
-        for index, (truths, result) in enumerate(zip(self._truths, results, strict=True)):
-            what = ("output", "grad_input", "grad_weight")[index]
+        for index, (name, truths, result) in enumerate(zip(self._names, self._truths, results, strict=True)):
+            what = "output" if name == "forward" else name
             if bool(result.sum(dtype=torch.float32).isnan()):
                 return f"{what} holds NaN"
             theirs = None if other is None else other[index]
@@ -69,6 +87,9 @@ class Judge:
             excuse = 0.0 if native[index] or theirs is None else truths["fp32"].error(theirs)
             if not any(truths[name].matches(result, other_error=excuse, slack=_SLACK) for name in allowed):
                 return f"{what} differs from the definition by {truths['fp32'].relative_error(result):.1e}"
+            blur = 0.0 if native[index] or theirs is None else truths["fp32"].rms(theirs)
+            if not any(truths[name].is_close(result, other_rms=blur) for name in allowed):
+                return f"{what} differs from the definition by {truths['fp32'].rms(result):.1e} in the rms"
             if theirs is not None and not truths["fp32"].agree(result, theirs):
                 return f"{what} differs from PyTorch's where nothing was sampled"
         return None

@@ -9,12 +9,14 @@ from concurrent.futures import Executor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 
 Call = Callable[[], object]
 _T = TypeVar("_T")
+_R = TypeVar("_R")
+_Seconds = tuple[float, float]  # of a call, and of its first part (0 where it has none)
 
 _FLUSH_BYTES = 256 << 20  # more than any L2 cache of a GPU
 _SHORTEST = 2e-4  # seconds; on a CPU, shorter calls are repeated within one turn
@@ -41,6 +43,16 @@ class Apart:
         return inside() if self.thread is None else self.thread.submit(inside).result()
 
 
+class Parts(Generic[_T, _R]):
+    """A call of two parts, the second of which takes what the first returns; each is timed as well."""
+
+    def __init__(self, first: Callable[[], _T], second: Callable[[_T], _R]) -> None:
+        self.first, self.second = first, second
+
+    def __call__(self) -> _R:
+        return self.second(self.first())
+
+
 @dataclass(frozen=True)
 class Timing:
     """Seconds per call over all turns."""
@@ -49,6 +61,8 @@ class Timing:
     low: float  # 20th percentile
     high: float  # 80th percentile
     turns: int
+    first: float | None = None  # medians of the first and of the second part of a call that has Parts
+    second: float | None = None
 
 
 def interleaved(
@@ -68,16 +82,16 @@ def interleaved(
     """
     on_gpu = torch.device(device).type == "cuda"
 
-    def once(call: Call, repeat: int) -> float:
+    def once(call: Call, repeat: int) -> _Seconds:
         if isinstance(call, Apart):
             return call.run(lambda inner: once(inner, repeat))
         return _once_cuda(call) if on_gpu else _once_cpu(call, repeat)
 
-    cost = [once(call, 1) for call in calls]
+    cost = [once(call, 1)[0] for call in calls]
     if max(cost) < seconds:  # the first call pays for what later ones find ready
-        cost = [once(call, 1) for call in calls]
+        cost = [once(call, 1)[0] for call in calls]
     repeats = [max(1, round(_SHORTEST / c)) for c in cost]
-    taken: list[list[float]] = [[] for _ in calls]
+    taken: list[list[_Seconds]] = [[] for _ in calls]
     start = time.perf_counter()
     turns, elapsed = 0, 0.0
     while turns < least_turns or elapsed < seconds:
@@ -90,29 +104,48 @@ def interleaved(
     return [_timing(times) for times in taken]
 
 
-def _timing(times: list[float]) -> Timing:
-    if len(times) == 1:
-        return Timing(times[0], times[0], times[0], 1)
-    fifths = statistics.quantiles(times, n=5, method="inclusive")
-    return Timing(statistics.median(times), fifths[0], fifths[-1], len(times))
+def _timing(times: Sequence[_Seconds]) -> Timing:
+    whole = [seconds for seconds, _ in times]
+    parts: dict[str, float] = {}
+    if any(first for _, first in times):
+        parts["first"] = statistics.median(first for _, first in times)
+        parts["second"] = statistics.median(seconds - first for seconds, first in times)
+    if len(whole) == 1:
+        return Timing(whole[0], whole[0], whole[0], 1, **parts)
+    fifths = statistics.quantiles(whole, n=5, method="inclusive")
+    return Timing(statistics.median(whole), fifths[0], fifths[-1], len(whole), **parts)
 
 
-def _once_cpu(call: Call, repeat: int) -> float:
-    start = time.perf_counter()
-    for _ in range(repeat):
+def _run(call: Call, between: Callable[[], object]) -> None:
+    if isinstance(call, Parts):
+        value: Any = call.first()
+        between()
+        call.second(value)
+    else:
         call()
-    return (time.perf_counter() - start) / repeat
 
 
-def _once_cuda(call: Call) -> float:
+def _once_cpu(call: Call, repeat: int) -> _Seconds:
+    middles: list[float] = []
+    start, spent = time.perf_counter(), 0.0
+    for _ in range(repeat):
+        begin = time.perf_counter() if isinstance(call, Parts) else 0.0
+        _run(call, lambda: middles.append(time.perf_counter()))
+        if middles:
+            spent += middles.pop() - begin
+    return (time.perf_counter() - start) / repeat, spent / repeat
+
+
+def _once_cuda(call: Call) -> _Seconds:
     # While the GPU writes the buffer, the CPU gets ahead of it: what is timed is the call, not its launch.
     _flush_buffer(torch.cuda.current_device()).zero_()
-    begin, end = (_event() for _ in range(2))
+    begin, middle, end = (_event() for _ in range(3))
     begin.record()
-    call()
+    _run(call, middle.record)
     end.record()
     end.synchronize()
-    return float(begin.elapsed_time(end)) * 1e-3
+    first = float(begin.elapsed_time(middle)) * 1e-3 if isinstance(call, Parts) else 0.0
+    return float(begin.elapsed_time(end)) * 1e-3, first
 
 
 @lru_cache(maxsize=8)

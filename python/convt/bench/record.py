@@ -35,9 +35,9 @@ class Line:
     rivals: str  # all | eager | none
     shrunk: bool
     quick: bool
-    kernel: str | None = None  # of the forward, as planned; "aten" where PyTorch computes it
+    kernel: str | None = None  # as planned, "aten" where PyTorch computes; of several operators "a + b + c"
     config: str | None = None
-    predicted_us: float | None = None
+    predicted_us: float | None = None  # of all operators together; None where PyTorch computes one
     us: float | None = None
     us_p20: float | None = None
     us_p80: float | None = None
@@ -56,10 +56,16 @@ class Line:
     roofline_gbs: float | None = None
     tflops: float | None = None
     gbs: float | None = None
-    peak_bytes: int | None = None  # allocated during the call beyond its operands
+    forward_us: float | None = None  # of forward_backward: medians of its two parts
+    backward_us: float | None = None
+    eager_forward_us: float | None = None
+    eager_backward_us: float | None = None
+    plans: list[dict[str, Any]] | None = None  # of each operator: who computes it, kernel, configuration, prediction
+    peak_bytes: int | None = None  # allocated during the whole call beyond its operands, results included
     eager_peak_bytes: int | None = None
     max_error: float | None = None  # relative to the sum of the absolute values of the products
     eager_max_error: float | None = None
+    errors: dict[str, float] | None = None  # the same for each result apart
     rounding: str | None = None  # of float32 operands, as the errors tell
     eager_rounding: str | None = None
     eager_rounding_rms: dict[str, float] | None = None  # eager's rms error against each rounding
@@ -127,6 +133,8 @@ def said(line: Line) -> str:
     where = f"{line.problem} {line.direction} {line.precision} {line.layout}"
     where += f" {line.forced}" if line.forced else ""
     words = [f"{line.us:.0f} us" if line.us is not None else "no time"]
+    if line.forward_us is not None and line.backward_us is not None:
+        words[0] += f" ({line.forward_us:.0f} + {line.backward_us:.0f})"
     for name, theirs in (("eager", line.eager_us), ("best", line.best_us)):
         if theirs is not None:
             words.append(f"{name} {theirs:.0f}" + (f" ({theirs / line.us:.2f}x)" if line.us else ""))
@@ -147,7 +155,21 @@ def show(lines: Sequence[Line], console: Console) -> None:
     table = plain_table()
     for column in ("problem", "precision", "layout", "config"):
         table.add_column(column, no_wrap=True)
-    for column in ("µs", "p20-p80", "roofline", "TFLOP/s", "GB/s", "eager", "x", "best", "x", "setting", "error"):
+    for column in (
+        "µs",
+        "forward",
+        "backward",
+        "p20-p80",
+        "roofline",
+        "TFLOP/s",
+        "GB/s",
+        "eager",
+        "x",
+        "best",
+        "x",
+        "setting",
+        "error",
+    ):
         table.add_column(column, justify="right", no_wrap=True)
     for column in ("eager's", "rounding", ""):
         table.add_column(column, no_wrap=True)
@@ -181,6 +203,8 @@ def _cells(line: Line) -> list[str]:
         line.layout,
         line.config or line.forced or line.kernel or line.backend,
         number(line.us, "{:.0f}"),
+        number(line.forward_us, "{:.0f}"),
+        number(line.backward_us, "{:.0f}"),
         "" if line.us is None else f"{line.us_p20:.0f}-{line.us_p80:.0f}",
         number(line.us and line.roofline_us and line.us / line.roofline_us, "{:.2f}"),
         number(line.tflops, "{:.1f}"),

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from convt import settings
-from convt.bench.measure import Apart, interleaved
+from convt.bench.measure import Apart, Parts, interleaved
 from convt.problem import Problem
 from convt.testing import torch_function
 
 DTYPES = {"tf32": torch.float32, "ieee": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DIRECTIONS = ("forward", "forward_backward")
+Call = Callable[[], tuple[Tensor, ...]]
 
 # cuDNN's search tries up to ten algorithms many times: nobody waits for it where one call takes longer than this...
 _SEARCH_BELOW = 0.05  # seconds
@@ -48,7 +49,9 @@ class Operands:
     A layout is that of input, weight and gradient: what `module.to(memory_format=...)` and its input would have.
     """
 
-    def __init__(self, problem: Problem, dtype: torch.dtype, device: str, direction: str, seed: int = 0) -> None:
+    def __init__(
+        self, problem: Problem, dtype: torch.dtype, device: str, direction: str, bias: bool = False, seed: int = 0
+    ) -> None:
         self.problem, self.direction = problem, direction
         generator = torch.Generator(device).manual_seed(seed)
 
@@ -60,6 +63,7 @@ class Operands:
         if direction == "forward_backward":
             made.append(normal(problem.output_size))
         self._made = {"contiguous": tuple(made)}
+        self.bias = normal((problem.out_channels,)) if bias else None
 
     def at(self, layout: str) -> tuple[Tensor, ...]:
         """(input, weight) and for forward_backward grad_output."""
@@ -68,21 +72,26 @@ class Operands:
             self._made[layout] = tuple(t.contiguous(memory_format=format) for t in self._made["contiguous"])
         return self._made[layout]
 
-    def call(self, function: Callable[..., Tensor], layout: str) -> Callable[[], tuple[Tensor, ...]]:
-        """The computation as a call without arguments: (output,) or (output, grad_input, grad_weight)."""
+    def call(self, function: Callable[..., Tensor], layout: str) -> Call:
+        """The computation as a call without arguments: (output,), or output and the gradients of all that is given.
+
+        Those are grad_input, grad_weight and, where there is a bias, grad_bias: one training step of the layer, in two
+        parts, forward and backward.
+        """
         input, weight, *rest = self.at(layout)
         geometry = self.problem.geometry
         if self.direction == "forward":
-            return lambda: (function(input, weight, None, *geometry),)
-        leaves = input.detach().requires_grad_(), weight.detach().requires_grad_()
+            return lambda: (function(input, weight, self.bias, *geometry),)
+        given = (input, weight) if self.bias is None else (input, weight, self.bias)
+        leaves = [tensor.detach().requires_grad_() for tensor in given]
+        bias = None if self.bias is None else leaves[2]
 
-        def both() -> tuple[Tensor, ...]:
-            output = function(*leaves, None, *geometry)
+        def backward(output: Tensor) -> tuple[Tensor, ...]:
             return output.detach(), *torch.autograd.grad(output, leaves, rest)
 
-        return both
+        return Parts(lambda: function(*leaves[:2], bias, *geometry), backward)
 
-    def torch_call(self, layout: str) -> Callable[[], tuple[Tensor, ...]]:
+    def torch_call(self, layout: str) -> Call:
         return self.call(torch_function(self.problem.rank), layout)
 
 

@@ -1,4 +1,4 @@
-"""`convt bench kernelbench`: all cases of a suite, kept line by line whatever happens on the way."""
+"""`convt bench kernelbench` and `zoo`: all cases of a suite, kept line by line whatever happens on the way."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from convt.bench.gpu import AUTO, Case, Options
 from convt.bench.record import Line
 from convt.bench.watchdog import Watchdog
 from convt.terminal import progress_bar
-from convt.testing import kernelbench
+from convt.testing import kernelbench, select
 
 # A call that takes longer, in seconds, never returns: convt's first one, all turns, anything of PyTorch's.
 _PATIENCE = {"convt": 45.0, "turns": 120.0, "torch": 300.0}
@@ -57,26 +57,37 @@ class _Run:
 
 
 def cases(
-    problems: Sequence[str] = (),
+    words: Sequence[str] = (),
     *,
     precisions: Sequence[str],
     layouts: Sequence[str] = ("contiguous",),
     directions: Sequence[str] = ("forward",),
     configs: Sequence[str] = (AUTO,),
     shrunk: bool = False,
+    suite: str = "kernelbench",
+    train: bool = False,
 ) -> list[Case]:
     """The cases in the order in which they run: a problem's layouts follow each other.
 
     Raises:
-        ValueError: `problems` (words as in kernelbench.select) name nothing that is there.
+        ValueError: `words` (as in testing.select) name nothing that is there.
     """
     return [
-        Case(name, kernelbench.shrunk(problem) if shrunk else problem, direction, precision, layout, tuple(configs))
-        for name, problem in kernelbench.select(problems).items()
+        Case(
+            name,
+            kernelbench.shrunk(entry.problem) if shrunk else entry.problem,
+            direction,
+            precision,
+            layout,
+            tuple(configs),
+            suite,
+            entry.bias,
+        )
+        for name, entry in select(suite, words, train=train).items()
         for direction in directions
         for precision in precisions
         for layout in layouts
-        if layout == "contiguous" or problem.rank > 1
+        if layout == "contiguous" or entry.problem.rank > 1
     ]
 
 
@@ -111,7 +122,8 @@ def run(
     for config in {config for case in work for config in case.configs if config != AUTO}:
         if options.device == "cpu":
             raise ValueError(f"config: {config!r} is a kernel for a GPU; legal on a CPU is {AUTO!r}")
-        plan.forced_kernel(config)  # raises for an unknown one
+        for name, _ in gpu.forced_kernels(config):
+            plan.forced_kernel(name)  # raises for an unknown one
     if resume and out is None:
         raise ValueError("resume: there is no file to resume from; name it with --out")
     if options.backend == "native" and not gpu.is_native_possible(options.device):

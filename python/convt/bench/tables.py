@@ -82,6 +82,44 @@ def layers(lines: Sequence[Line]) -> str:
     return f"{facts(lines)}\n\n{_table(head, rows, 'lllrrrrrrrrrrlrrll')}\n\n{means(lines)}"
 
 
+def training(lines: Sequence[Line]) -> str:
+    """A row per line of forward and backward, losses first: times, their parts, memory; then means."""
+    head = (
+        "problem", "layer", "precision", "layout", "config", "convt", "forward", "backward", "eager", "its forward",
+        "its backward", "eager / convt", "best", "best / convt", "setting", "peak MB", "eager's", "error", "eager's",
+        "",
+    )  # fmt: skip
+    lines = [line for line in lines if line.direction == "forward_backward"]
+    if not lines:
+        raise ValueError("table: no line here is of forward_backward")
+    rows = [
+        (
+            line.problem,
+            line.name,
+            line.precision,
+            line.layout,
+            line.config or line.kernel or "",
+            _number(line.us, "{:.0f}"),
+            _number(line.forward_us, "{:.0f}"),
+            _number(line.backward_us, "{:.0f}"),
+            _number(line.eager_us, "{:.0f}"),
+            _number(line.eager_forward_us, "{:.0f}"),
+            _number(line.eager_backward_us, "{:.0f}"),
+            _ratio(_over(line.eager_us, line.us)),
+            _number(line.best_us, "{:.0f}"),
+            _ratio(_over(line.best_us, line.us)),
+            line.best_setting or "",
+            _number(_over(line.peak_bytes, 1e6), "{:.0f}"),
+            _number(_over(line.eager_peak_bytes, 1e6), "{:.0f}"),
+            _number(line.max_error, "{:.1e}"),
+            _number(line.eager_max_error, "{:.1e}"),
+            "" if line.ok else "**wrong**" if line.us is not None else "**failed**",
+        )
+        for line in sorted(lines, key=lambda line: _over(line.eager_us, line.us) or 0.0)
+    ]
+    return f"{facts(lines)}\n\n{_table(head, rows, 'lllllrrrrrrrrrlrrrrl')}\n\n{means(lines)}"
+
+
 def means(lines: Sequence[Line]) -> str:
     """Geometric means for each direction, precision and layout, and where PyTorch is faster."""
     head = ("", "right", "eager / convt", "PyTorch's best / convt", "convt / roofline", "eager faster", "best faster")
@@ -154,6 +192,7 @@ def facts(lines: Sequence[Line]) -> str:
 
 KINDS: dict[str, Callable[[Sequence[Line]], str]] = {
     "layers": layers,
+    "training": training,
     "means": means,
     "torch": torch_settings,
     "facts": facts,

@@ -65,8 +65,9 @@ class Sample:
 
     def rms(self, result: Tensor) -> float:
         """Root mean square of the differences, relative to that of the definition."""
-        difference = self.at(result) - self.value
-        return float(difference.square().mean().sqrt() / self.value.square().mean().sqrt())
+        difference = (self.at(result) - self.value).square().mean().sqrt()
+        size = self.value.square().mean().sqrt()
+        return float(difference / size) if size else (0.0 if difference == 0 else math.inf)
 
     def at(self, result: Tensor) -> Tensor:
         """`result` at the sampled positions, (points,) in float64."""
@@ -82,6 +83,15 @@ class Sample:
         walk = slack * self._walk(result.dtype)
         bound = torch.finfo(result.dtype).eps * self.value.abs() + walk * self.magnitude
         return bool(((self.at(result) - self.value).abs() <= bound.clamp(min=3.0 * other_error)).all())
+
+    def is_close(self, result: Tensor, *, other_rms: float = 0.0) -> bool:
+        """Whether the root mean square of the errors is that of roundings.
+
+        matches() allows for long sums whose terms all have one sign. Those of a weight gradient, of millions of
+        products of both signs, are small against their terms: a part of them may be missing and nothing show there. It
+        shows here, as an error that does not go down with the number of products.
+        """
+        return self.rms(result) <= max(torch.finfo(result.dtype).eps + 16 * self._walk(result.dtype), 3.0 * other_rms)
 
     def agree(self, result: Tensor, other: Tensor) -> bool:
         """Whether two results are near to each other everywhere, sampled or not, as far as the sample tells."""
@@ -227,3 +237,19 @@ def _grad_weight(
         value.append(products.sum())
         magnitude.append(products.abs().sum())
     return Sample(index, torch.stack(value), torch.stack(magnitude), problem.batch * math.prod(problem.input))
+
+
+def grad_bias(grad_output: Tensor) -> Sample:
+    """The gradient of a bias in float64, all of it: there are few elements, and no products that could be rounded."""
+    axes = tuple(range(1, grad_output.dim() - 1))
+    value = sum(image.sum(axes, dtype=torch.float64) for image in grad_output)
+    magnitude = sum(image.abs().sum(axes, dtype=torch.float64) for image in grad_output)
+    assert isinstance(value, Tensor) and isinstance(magnitude, Tensor)
+    index = torch.arange(grad_output.shape[1], device=grad_output.device)[:, None]
+    return Sample(index, value, magnitude, grad_output.numel() // grad_output.shape[1])
+
+
+def with_bias(truth: Sample, bias: Tensor) -> Sample:
+    """The same output with a bias on top."""
+    added = bias.detach().double()[truth.index[:, 1]]
+    return Sample(truth.index, truth.value + added, truth.magnitude + added.abs(), truth.terms + 1)

@@ -5,12 +5,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 from convt.problem import Ints, Problem
-
-from .layers import describe
 
 
 def _problem(
@@ -72,22 +69,3 @@ def shrunk(problem: Problem) -> Problem:
     """The same layer on two small images at most: everything that is not a size stays."""
     longest = _SHRUNKEN[problem.rank]
     return replace(problem, batch=min(problem.batch, 2), input=tuple(min(i, longest) for i in problem.input))
-
-
-def select(words: Sequence[str] = ()) -> dict[str, Problem]:
-    """The problems that `words` name: those of any number among them, and with every other word in their description.
-
-    Raises:
-        ValueError: nothing is left.
-    """
-    numbers = [word for word in words if word.isdigit()]
-    others = [word for word in words if not word.isdigit()]
-    chosen = {
-        name: problem
-        for name, problem in PROBLEMS.items()
-        if (not numbers or name in numbers) and all(word in describe(problem) for word in others)
-    }
-    if not chosen:
-        known = "\n  ".join(f"{name}: {describe(problem)}" for name, problem in PROBLEMS.items())
-        raise ValueError(f"filter: {' '.join(words)!r} matches no problem of kernelbench:\n  {known}")
-    return chosen

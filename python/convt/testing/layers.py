@@ -53,6 +53,16 @@ class Layer:
         )
 
 
+@dataclass(frozen=True)
+class Entry:
+    """A layer of a suite for GPUs, which runs it in several precisions and layouts."""
+
+    problem: Problem
+    bias: bool = False
+    mode: str = "train"  # of the model that it is in: train | infer | train/infer
+    model: str = ""  # in words
+
+
 def torch_function(rank: int) -> Callable[..., Tensor]:
     """torch.nn.functional.conv_transpose{rank}d."""
     functions: dict[int, Callable[..., Tensor]] = {
