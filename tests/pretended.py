@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
@@ -25,6 +26,20 @@ def gpu(name, capability):
         "shared_per_block": 99 * 1024, "shared_per_multiprocessor": 100 * 1024, "l2_bytes": 2**22,
         "clock_ghz": 1.5, "memory_gbs": 500.0,
     }  # fmt: skip
+
+
+@contextmanager
+def fresh_plans():
+    """No plan from elsewhere, and none is left behind."""
+    caches = (
+        planning.plan, operators._forward_call, operators._grad_input_call, operators._grad_weight_call,
+        operators.joint_backward,
+    )  # fmt: skip
+    for cache in caches:
+        cache.cache_clear()
+    yield
+    for cache in caches:
+        cache.cache_clear()
 
 
 def pretend(monkeypatch, device):

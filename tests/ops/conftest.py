@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from convt import _C, operators
+from convt import _C
 from convt import plan as planning
-from pretended import gpu, play
+from pretended import fresh_plans, gpu, play
 
 
 @pytest.fixture(autouse=True)
@@ -23,12 +23,8 @@ def machine(monkeypatch):
     monkeypatch.setattr(planning, "cuda_devices", lambda: gpus)
     build = _C.build_info() | {"cuda": "13.0.88"}
     monkeypatch.setattr(_C, "build_info", lambda: build)
-    caches = planning.plan, operators._forward_call, operators._grad_input_call, operators._grad_weight_call
-    for cache in (*caches, operators.joint_backward):
-        cache.cache_clear()
-    yield build
-    for cache in (*caches, operators.joint_backward):
-        cache.cache_clear()
+    with fresh_plans():
+        yield build
 
 
 @pytest.fixture

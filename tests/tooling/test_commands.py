@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -247,10 +248,22 @@ def test_rivals_take_turns():
 
 
 def test_medians_and_percentiles():
-    timing = measure._timing([5.0, 1.0, 2.0, 3.0, 4.0])
+    timing = measure._timing([(seconds, 0.0) for seconds in (5.0, 1.0, 2.0, 3.0, 4.0)])
     assert (timing.median, timing.turns) == (3.0, 5)
     assert timing.low == pytest.approx(1.8)
     assert timing.high == pytest.approx(4.2)
+    assert timing.first is timing.second is None
+
+
+def test_parts_of_a_call_have_medians_of_their_own():
+    timing = measure._timing([(3.0, 1.0), (4.0, 1.5), (9.0, 2.0)])
+    assert (timing.median, timing.first, timing.second) == (4.0, 1.5, 2.5)
+    order = []
+    slow = measure.Parts(lambda: time.sleep(4e-3) or "value", lambda value: order.append(value) or time.sleep(1e-3))
+    parted, plain = measure.interleaved([slow, lambda: order.append("plain")], seconds=1e-9, least_turns=3)
+    assert order[:2] == ["value", "plain"] and plain.first is None
+    assert parted.first >= 4e-3 and parted.second >= 1e-3
+    assert parted.median == pytest.approx(parted.first + parted.second, rel=0.5)
 
 
 @pytest.mark.parametrize("arguments", [["demo", "--seconds", "0"], ["bench", "cpu", "--direction", "sideways"], []])

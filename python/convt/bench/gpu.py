@@ -298,7 +298,7 @@ def _found(
 ) -> dict[str, Any]:
     """What the results of one configuration tell, and who computed them."""
     with _forced(config):
-        calls = _calls(case, operands, results[0])
+        calls = _calls(case, operands)
     natives = [call.native for call in calls]
     natives += [False] * (len(results) - len(calls))  # grad_bias is PyTorch's sum
     complaint = judge.complaint(results, case.precision, native=natives, other=theirs)
@@ -315,15 +315,14 @@ def _found(
         return found | {"kernel": None if natives[0] else "aten"}
     made = [call.cuda for call in calls]
     found["kernel"] = " + ".join("aten" if cuda is None else cuda.kernel for cuda in made)
-    found["config"] = " + ".join("aten" if cuda is None else cuda.config for cuda in made)
+    if any(cuda is not None for cuda in made):
+        found["config"] = " + ".join("aten" if cuda is None else cuda.config for cuda in made)
     if all(cuda is not None for cuda in made):
         found["predicted_us"] = sum(cuda.predicted_us for cuda in made if cuda is not None)
-    if found["kernel"] == "aten":
-        found["config"] = None
     return found
 
 
-def _calls(case: Case, operands: rivals.Operands, output: Tensor) -> list[operators.Call]:
+def _calls(case: Case, operands: rivals.Operands) -> list[operators.Call]:
     """What each operator does with these operands, from the tables that it looks itself up in."""
     input, weight, *rest = operands.at(case.layout)
     geometry = case.problem.geometry
