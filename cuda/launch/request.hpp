@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "geometry/dtype.hpp"
+#include "geometry/operator.hpp"
 #include "geometry/problem.hpp"
 
 // What every CUDA kernel family is asked. Plain C++: planning and explaining need no GPU and no CUDA compiler.
@@ -11,16 +12,6 @@ namespace convt {
 
 // How float32 is multiplied; the other types have one way.
 enum class Precision { ieee, tf32 };
-
-// The operators are the partial derivatives of sum(input * filter * output): one of the three tensors is written, the other two are
-// read. grad_input writes in the input's place and reads grad_output in the output's, grad_weight writes in the filter's.
-enum class Operator : int { forward, grad_input, grad_weight };
-inline constexpr int kOperators = 3;
-
-constexpr const char* name_of(Operator op) {
-  constexpr const char* names[kOperators] = {"forward", "grad_input", "grad_weight"};
-  return names[int(op)];
-}
 
 // Strides in elements of (batch, channel, D, H, W); of the filter: (in_channel, out_channel of its group, D, H, W).
 using Strides = std::array<std::int64_t, 2 + kAxes>;
