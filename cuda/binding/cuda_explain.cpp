@@ -92,12 +92,13 @@ nb::dict explain_family(const DepthwisePlan& plan) {
 nb::dict explain_family(const SimtPlan& plan) {
   const SimtShape& shape = plan.shape;
   nb::dict told, tile;
-  tile["output_channels"] = SimtSetup::tile_channels(shape);
-  tile["pixels"] = SimtSetup::tile_pixels(shape);
-  tile["products"] = SimtSetup::chunk_of(shape);
+  // A weight gradient's columns are (output channel, tap).
+  tile[plan.op == Operator::forward ? "output_channels" : "input_channels"] = SimtLayout::tile_channels(shape);
+  tile[plan.op == Operator::grad_weight ? "columns" : "pixels"] = SimtLayout::tile_pixels(shape);
+  tile["products"] = SimtLayout::chunk_of(shape);
   told["tile"] = tile;
   told["origin"] = nb::none();
-  told["split"] = 1 << shape.slices_log2;   // inside a thread block
+  told["split"] = (1 << shape.slices_log2) * shape.splits;   // inside a thread block, and among blocks
   told["grid"] = plan.grid;
   told["threads"] = plan.threads;
   told["shared_bytes"] = plan.shared_bytes;

@@ -2,6 +2,8 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <cstring>
+
 #include "binding/bindings.hpp"
 #include "binding/problem.hpp"
 #include "launch/depthwise.hpp"
@@ -19,6 +21,13 @@ Strides strides_of(const TorchTensor& tensor) {
   Strides strides;
   for (int i = 0; i < 2 + kAxes; ++i) strides[i] = view.strides[i];
   return strides;
+}
+
+// All ones are a NaN in every type.
+std::vector<Vector16> poisoned(std::int64_t bytes) {
+  std::vector<Vector16> memory(std::size_t(bytes + 15) / 16);
+  std::memset(memory.data(), 0xff, memory.size() * sizeof(Vector16));
+  return memory;
 }
 
 // Plans a CUDA-core kernel for CPU tensors and runs its own functions on the host.
@@ -74,9 +83,12 @@ nb::dict run_direct(const std::string& family, nb::handle input, nb::handle weig
     told["grid"] = plan.grid;
     told["threads"] = plan.threads;
     told["shared_bytes"] = plan.shared_bytes;
+    told["splits"] = plan.shape.splits;
+    told["workspace_bytes"] = plan.workspace_bytes;
     const nb::gil_scoped_release release;
     if (!dry) {
-      simulator::run_simt({plan.grid, plan.threads, plan.shared_bytes, backwards}, plan.dtype, plan.shape, data);
+      std::vector<Vector16> workspace = poisoned(plan.workspace_bytes);
+      simulator::run_simt(plan, {x.data, w.data, data.bias, y.data, workspace.data(), nullptr}, backwards);
     }
   } else {
     refuse("not a family; legal: depthwise, simt");
@@ -95,8 +107,8 @@ void bind_direct(nb::module_& module) {
       "padding"_a, "output_padding"_a, "groups"_a, "dilation"_a, nb::kw_only(), "operator"_a = "forward",
       "backwards"_a = false, "unaligned"_a = false, "dry"_a = false,
       "Plans the depthwise or simt CUDA kernel for an H200 and runs its functions thread by thread on the host, "
-      "CPU tensors in and out; returns what the plan says. ValueError with the reason when it cannot. `dry`: the "
-      "plan alone.");
+      "CPU tensors in and out; returns what the plan says. `operator` is forward, grad_input or grad_weight, and "
+      "writes output, input or weight. ValueError with the reason when it cannot. `dry`: the plan alone.");
 }
 
 }  // namespace convt::binding

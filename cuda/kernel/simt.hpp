@@ -3,19 +3,21 @@
 #include "arch/copy.hpp"
 #include "kernel/simt_setup.hpp"
 
-// Any forward on CUDA cores. A block computes output channels x pixels of one phase, K running over the taps of the phase
-// that its pixels meet and over input channels; the threads of a block may share a product by slices of K.
+// Any operator on CUDA cores. A block computes channels x pixels of one phase, K running over the positions that its pixels
+// meet and over the depth; the threads of a block may share a product by slices of K, and blocks by ranges of K.
 namespace convt {
 
-template <class S>
-struct Simt : SimtSetup {
+template <class S, Operator op>
+struct Simt : SimtLayout {
+  using Setup = SimtSetup<op>;
+  static constexpr bool kForward = Setup::kForward;
   static constexpr int kMaxThreads = 256;
   static constexpr int kMinBlocks = 2;
   using T = Accumulator<S>;
   static constexpr int kVector = 16 / int(sizeof(T));
   struct Params {
     SimtShape shape;
-    DirectOperands data;
+    SimtOperands data;
   };
 
   // What a thread keeps from one barrier to the next.
@@ -31,26 +33,29 @@ struct Simt : SimtSetup {
   static CONVT_HOST_DEVICE void start(const Params& params, int thread, char* shared, Thread& state) {
     const SimtShape& shape = params.shape;
     const SimtBlock& block = *block_at(shared);
-    const std::int64_t pixels = pixels_of(shape, block);
+    const std::int64_t pixels = Setup::pixels_of(shape, block);
     const std::int64_t first = block.pixel;
     for (int p = thread; p < tile_pixels(shape); p += threads_of(shape)) {
-      SimtPixel pixel{0, 0, {kSimtNowhere, kSimtNowhere, kSimtNowhere}, 0};
+      SimtPixel pixel{0, 0, {kSimtNowhere, kSimtNowhere, kSimtNowhere}, first + p < pixels};
       std::int64_t rest = first + p;
-      if (rest < pixels) {
-        std::int64_t image = 0;
-        if (shape.batch_fastest) image = simt_split(rest, shape.batch);
+      // The gradients' shifts leave no place for nowhere: pixels beyond the last one repeat it, and nobody stores them.
+      if (!kForward && !pixel.exists) rest = pixels - 1;
+      if (!kForward || pixel.exists) {
+        std::int64_t outer = 0;
+        if (shape.outer_fastest) outer = simt_split(rest, shape.outer);
 #pragma unroll
         for (int a = kAxes - 1; a >= 0; --a) {
-          const std::int64_t q = block.axis[a].q_begin + simt_split(rest, block.axis[a].q_count);
+          const SimtAxis& axis = shape.axis[a];
+          const std::int64_t at = block.axis[a].q_begin + simt_split(rest, block.axis[a].q_count);
+          const std::int64_t q = kForward ? at : axis.q_first + axis.q_step * at;
           pixel.q[a] = std::uint32_t(q);
-          pixel.input += q * shape.strides.input[2 + a];
-          pixel.output += (shape.axis[a].taps.stride * q + block.axis[a].phase - shape.axis[a].padding) *
-                          shape.strides.output[2 + a];
+          pixel.gathered += q * shape.strides.gathered.axis[a];
+          pixel.result += (kForward ? axis.taps.stride * q + block.axis[a].phase - axis.padding : at) *
+                          shape.strides.result.axis[a];
         }
-        if (!shape.batch_fastest) image = rest;
-        pixel.input += image * shape.strides.input[0];
-        pixel.output += image * shape.strides.output[0];
-        pixel.exists = 1;
+        if (!shape.outer_fastest) outer = rest;
+        pixel.gathered += outer * shape.strides.gathered.outer;
+        pixel.result += outer * shape.strides.result.outer;
       }
       pixels_at(shape, shared)[p] = pixel;
     }
@@ -59,16 +64,16 @@ struct Simt : SimtSetup {
 #pragma unroll
       for (int n = 0; n < RN; ++n) state.sum[m][n] = 0;
     }
-    if (rows_of_product(shape, block) == 0) return;
+    if (Setup::rows_of_product(shape, block) == 0) return;
+    const Digits extent = digits_of(shape, block);
     for (int row = thread; row < chunk_of(shape); row += threads_of(shape)) {
       std::int64_t at = row, step = chunk_of(shape);
+      if constexpr (Setup::kSplits) at += Setup::first_chunk(shape, block) * step;
       SimtCursor& cursor = cursors_at(shape, shared)[row];
-      cursor.digit[0] = std::int32_t(simt_split(at, shape.group_in));
-      cursor.step[0] = std::int32_t(simt_split(step, shape.group_in));
 #pragma unroll
-      for (int a = kAxes - 1; a >= 1; --a) {
-        cursor.digit[kAxes - a] = std::int32_t(simt_split(at, block.axis[a].tap_count));
-        cursor.step[kAxes - a] = std::int32_t(simt_split(step, block.axis[a].tap_count));
+      for (int place = 0; place < kAxes; ++place) {
+        cursor.digit[place] = std::int32_t(simt_split(at, extent.of[place]));
+        cursor.step[place] = std::int32_t(simt_split(step, extent.of[place]));
       }
       cursor.digit[kAxes] = std::int32_t(at);
       cursor.step[kAxes] = std::int32_t(step);
@@ -77,33 +82,49 @@ struct Simt : SimtSetup {
 
   // --- per chunk ---
 
+  static CONVT_HOST_DEVICE bool depth_fastest(const SimtShape& shape) {
+    return kForward || (op == Operator::grad_input && shape.depth_fastest);
+  }
+
+  // Extents of a cursor's digits, the fastest first.
+  struct Digits {
+    std::int64_t of[1 + kAxes];
+  };
+  static CONVT_HOST_DEVICE Digits digits_of(const SimtShape& shape, const SimtBlock& block) {
+    const std::int64_t d = block.axis[0].tap_count, h = block.axis[1].tap_count, w = block.axis[2].tap_count;
+    if (depth_fastest(shape)) return {shape.depth, w, h, d};
+    return {w, h, d, shape.depth};
+  }
+
   // Writes the records of this thread's rows of `chunk` and moves on by one chunk.
   static CONVT_HOST_DEVICE void write_row(const Params& params, int chunk, int thread, char* shared) {
     const SimtShape& shape = params.shape;
     const SimtBlock& block = *block_at(shared);
     for (int k = thread; k < chunk_of(shape); k += threads_of(shape)) {
       SimtCursor cursor = cursors_at(shape, shared)[k];
+      const bool deep = depth_fastest(shape);
+      const std::int64_t depth = deep ? cursor.digit[0] : cursor.digit[kAxes];
       SimtRow row;
-      row.input = cursor.digit[0] * shape.strides.input[1];
-      row.filter = cursor.digit[0] * shape.strides.filter[0];
+      row.gathered = depth * shape.strides.gathered.depth;
+      row.plain = depth * shape.strides.plain.depth;
 #pragma unroll
       for (int a = 0; a < kAxes; ++a) {
-        const std::int64_t t = cursor.digit[kAxes - a];
+        const std::int64_t t = deep ? cursor.digit[kAxes - a] : cursor.digit[kAxes - 1 - a];
         const std::int64_t shift = block.axis[a].shift_first + t * shape.axis[a].shift_step;
         row.shift[a] = std::uint32_t(shift);
-        row.input -= shift * shape.strides.input[2 + a];
-        row.filter += (block.axis[a].tap_first + t * shape.axis[a].taps.period) * shape.strides.filter[2 + a];
+        row.gathered -= shift * shape.strides.gathered.axis[a];
+        row.plain +=
+            (block.axis[a].tap_first + (kForward ? t * shape.axis[a].taps.period : t)) * shape.strides.plain.axis[a];
       }
-      if (cursor.digit[kAxes] >= block.axis[0].tap_count) row.filter = -1;
+      const Digits extent = digits_of(shape, block);
+      if (cursor.digit[kAxes] >= extent.of[kAxes]) row.plain = -1;
       rows_at(shape, shared, chunk & 1)[k] = row;
-      const std::int32_t extent[kAxes] = {std::int32_t(shape.group_in), std::int32_t(block.axis[2].tap_count),
-                                          std::int32_t(block.axis[1].tap_count)};
       std::int32_t carry = 0;
 #pragma unroll
       for (int place = 0; place < kAxes; ++place) {
         cursor.digit[place] += cursor.step[place] + carry;
-        carry = cursor.digit[place] >= extent[place];
-        if (carry) cursor.digit[place] -= extent[place];
+        carry = cursor.digit[place] >= std::int32_t(extent.of[place]);
+        if (carry) cursor.digit[place] -= std::int32_t(extent.of[place]);
       }
       cursor.digit[kAxes] += cursor.step[kAxes] + carry;
       cursors_at(shape, shared)[k] = cursor;
@@ -128,42 +149,51 @@ struct Simt : SimtSetup {
     return walk(thread, threads_log2(shape), shape.slice_rows_log2 + shape.slices_log2);
   }
 
-  // The filter and the pixels of a chunk into its stage.
+  // The operands of a chunk into its stage.
   static CONVT_HOST_DEVICE void load(const Params& params, int chunk, int thread, char* shared) {
     const SimtShape& shape = params.shape;
     const SimtBlock& block = *block_at(shared);
     const SimtRow* const rows = rows_at(shape, shared, chunk & 1);
     const SimtPixel* const pixels = pixels_at(shape, shared);
-    T* const filter_stage = reinterpret_cast<T*>(shared + shape.header_bytes + (chunk & 1) * shape.stage_bytes);
-    T* const pixel_stage = filter_stage + chunk_of(shape) * channel_pitch(shape);
+    T* const plain_stage = reinterpret_cast<T*>(shared + shape.header_bytes + (chunk & 1) * shape.stage_bytes);
+    T* const gathered_stage = plain_stage + chunk_of(shape) * channel_pitch(shape);
     const int length = chunk_of(shape);
 
-    const S* const filter = static_cast<const S*>(params.data.filter) +
-                            block.group * shape.group_in * shape.strides.filter[0] +
-                            block.channel * shape.strides.filter[1];
-    const Walk along = along_channels(shape, thread);
-    for (int m = along.first; m < tile_channels(shape); m += along.first_step) {
-      const bool exists = block.channel + m < shape.group_out;
-      for (int k = along.second; k < length; k += along.second_step) {
-        const std::int64_t offset = rows[k].filter;
-        const bool valid = exists && offset >= 0;
-        copy_element(filter_stage + k * channel_pitch(shape) + m,
-                     filter + (valid ? offset + m * shape.strides.filter[1] : 0), valid);
+    const SimtStrides::Plain& strides = shape.strides.plain;
+    const S* const plain =
+        static_cast<const S*>(params.data.plain) + block.group * strides.group + block.channel * strides.channel;
+    const auto copy_channel = [&](int m, int k, bool exists) {
+      const std::int64_t offset = rows[k].plain;
+      const bool valid = exists && offset >= 0;
+      copy_element(plain_stage + k * channel_pitch(shape) + m, plain + (valid ? offset + m * strides.channel : 0),
+                   valid);
+    };
+    if (!kForward && shape.plain_rows_fast) {
+      const Walk deep = along_rows(shape, thread);
+      for (int m = deep.second; m < tile_channels(shape); m += deep.second_step) {
+        const bool exists = block.channel + m < shape.channels;
+        for (int k = deep.first; k < length; k += deep.first_step) copy_channel(m, k, exists);
+      }
+    } else {
+      const Walk along = along_channels(shape, thread);
+      for (int m = along.first; m < tile_channels(shape); m += along.first_step) {
+        const bool exists = block.channel + m < shape.channels;
+        for (int k = along.second; k < length; k += along.second_step) copy_channel(m, k, exists);
       }
     }
 
-    const S* const input =
-        static_cast<const S*>(params.data.input) + block.group * shape.group_in * shape.strides.input[1];
+    const S* const gathered = static_cast<const S*>(params.data.gathered) + block.group * shape.strides.gathered.group;
     const auto copy_pixel = [&](int p, int k, const SimtPixel& pixel) {
       const SimtRow& row = rows[k];
-      bool valid = row.filter >= 0;
+      bool valid = row.plain >= 0;
 #pragma unroll
       for (int a = 0; a < kAxes; ++a) {
-        valid = valid && pixel.q[a] - row.shift[a] < std::uint32_t(shape.axis[a].input);
+        valid = valid && pixel.q[a] - row.shift[a] < std::uint32_t(shape.axis[a].gathered);
       }
-      copy_element(pixel_stage + k * pixel_pitch(shape) + p, input + (valid ? pixel.input + row.input : 0), valid);
+      copy_element(gathered_stage + k * pixel_pitch(shape) + p, gathered + (valid ? pixel.gathered + row.gathered : 0),
+                   valid);
     };
-    if (shape.input_channels_fast) {
+    if (shape.gathered_rows_fast) {
       const Walk deep = along_rows(shape, thread);
       for (int p = deep.second; p < tile_pixels(shape); p += deep.second_step) {
         for (int k = deep.first; k < length; k += deep.first_step) copy_pixel(p, k, pixels[p]);
@@ -202,21 +232,22 @@ struct Simt : SimtSetup {
     const Corner corner = corner_of(shape, thread);
     const T* const stage = reinterpret_cast<const T*>(shared + shape.header_bytes + (chunk & 1) * shape.stage_bytes);
     const int row = corner.slice << shape.slice_rows_log2;
-    const T* filter = stage + row * channel_pitch(shape) + corner.channel * kVector;
-    const T* pixel = stage + chunk_of(shape) * channel_pitch(shape) + row * pixel_pitch(shape) + corner.pixel * kVector;
+    const T* plain = stage + row * channel_pitch(shape) + corner.channel * kVector;
+    const T* gathered =
+        stage + chunk_of(shape) * channel_pitch(shape) + row * pixel_pitch(shape) + corner.pixel * kVector;
     for (int k = 0; k < 1 << shape.slice_rows_log2; k += 4) {
 #pragma unroll
       for (int u = 0; u < 4; ++u) {
         T a[RM], b[RN];
 #pragma unroll
         for (int i = 0; i < RM; i += kVector) {
-          const auto piece = *reinterpret_cast<const SharedVector<T>*>(filter + (i << shape.channels_log2));
+          const auto piece = *reinterpret_cast<const SharedVector<T>*>(plain + (i << shape.channels_log2));
 #pragma unroll
           for (int lane = 0; lane < kVector; ++lane) a[i + lane] = piece.lane[lane];
         }
 #pragma unroll
         for (int i = 0; i < RN; i += kVector) {
-          const auto piece = *reinterpret_cast<const SharedVector<T>*>(pixel + (i << shape.pixels_log2));
+          const auto piece = *reinterpret_cast<const SharedVector<T>*>(gathered + (i << shape.pixels_log2));
 #pragma unroll
           for (int lane = 0; lane < kVector; ++lane) b[i + lane] = piece.lane[lane];
         }
@@ -225,8 +256,8 @@ struct Simt : SimtSetup {
 #pragma unroll
           for (int n = 0; n < RN; ++n) state.sum[m][n] += a[m] * b[n];
         }
-        filter += channel_pitch(shape);
-        pixel += pixel_pitch(shape);
+        plain += channel_pitch(shape);
+        gathered += pixel_pitch(shape);
       }
     }
   }
@@ -241,7 +272,7 @@ struct Simt : SimtSetup {
 
   // --- after the last chunk ---
 
-  // Slice by slice, with a barrier after each, into the output tile [channel][pixel] where the stages were.
+  // Slice by slice, with a barrier after each, into the result tile [channel][pixel] where the stages were.
   static CONVT_HOST_DEVICE void collect(const SimtShape& shape, int slice, int thread, char* shared,
                                         const Thread& state) {
     const Corner corner = corner_of(shape, thread);
@@ -271,34 +302,41 @@ struct Simt : SimtSetup {
     const SimtPixel* const pixels = pixels_at(shape, shared);
     const T* const tile = reinterpret_cast<const T*>(shared + shape.header_bytes);
     const SimtBlock::PerAxis& w = block.axis[kAxes - 1];
-    const std::int64_t left = shape.group_out - block.channel;
+    const SimtStrides::Result& strides = shape.strides.result;
+    const std::int64_t left = shape.channels - block.channel;
     const int channels = left < tile_channels(shape) ? int(left) : tile_channels(shape);
     const Walk wide = along_pixels(shape, thread);
     const Walk deep = along_channels(shape, thread);
-    const int m_begin = shape.output_channels_fast ? deep.first : wide.second;
-    const int m_step = shape.output_channels_fast ? deep.first_step : wide.second_step;
-    const int e_begin = shape.output_channels_fast ? deep.second : wide.first;
-    const int e_step = shape.output_channels_fast ? deep.second_step : wide.first_step;
-    const std::int64_t elements = tile_pixels(shape) * w.run;
+    const int m_begin = shape.result_channels_fast ? deep.first : wide.second;
+    const int m_step = shape.result_channels_fast ? deep.first_step : wide.second_step;
+    const int e_begin = shape.result_channels_fast ? deep.second : wide.first;
+    const int e_step = shape.result_channels_fast ? deep.second_step : wide.first_step;
+    const std::int64_t run = kForward ? w.run : 1, elements = tile_pixels(shape) * run;
+    const std::int64_t corner = block.group * strides.group + block.channel * strides.channel +
+                                (Setup::kSplits ? block.split * strides.split : 0);
     for (std::int64_t e = e_begin; e < elements; e += e_step) {
-      const int p = int(w.run == 1 ? e : simt_divide(e, w.run));
-      const std::int64_t t = e - p * w.run;   // 0: the phase itself, then the empty ones behind it
+      const int p = int(run == 1 ? e : simt_divide(e, run));
+      const std::int64_t t = e - p * run;   // 0: the phase itself, then the empty ones behind it
       const SimtPixel& pixel = pixels[p];
       if (!pixel.exists) continue;
-      if (w.run != 1) {
+      if (run != 1) {
         const std::int64_t q = w.q_begin + std::uint32_t(pixel.q[kAxes - 1] - std::uint32_t(w.q_begin));
         const SimtAxis& axis = shape.axis[kAxes - 1];
         const std::int64_t o = axis.taps.stride * q + w.phase + t - axis.padding;
-        if (o < 0 || o >= axis.output) continue;
+        if (o < 0 || o >= axis.result) continue;
       }
-      S* const output = static_cast<S*>(params.data.output) + pixel.output + t * shape.strides.output[4];
+      const std::int64_t to = corner + pixel.result + t * strides.axis[kAxes - 1];
       for (int m = m_begin; m < channels; m += m_step) {
-        const std::int64_t channel = block.group * shape.group_out + block.channel + m;
         T value = t == 0 ? tile[m * pixel_pitch(shape) + p] : T(0);
-        if (params.data.bias) {
+        if (Setup::kSplits && shape.splits > 1) {
+          static_cast<T*>(params.data.result)[to + m * strides.channel] = value;
+          continue;
+        }
+        if (kForward && params.data.bias) {
+          const std::int64_t channel = block.group * shape.channels + block.channel + m;
           value += widen(read_global(static_cast<const S*>(params.data.bias) + channel * shape.strides.bias));
         }
-        output[channel * shape.strides.output[1]] = narrow_to<S>(value);
+        static_cast<S*>(params.data.result)[to + m * strides.channel] = narrow_to<S>(value);
       }
     }
   }
@@ -309,15 +347,15 @@ struct Simt : SimtSetup {
     const int thread = int(threadIdx.x);
     const std::int64_t index = std::int64_t(blockIdx.y) * gridDim.x + blockIdx.x;
     Thread state;
-    find_taps(params.shape, index, thread, shared);
+    Setup::find_taps(params.shape, index, thread, shared);
     __syncthreads();
-    find_grid(params.shape, thread, shared);
+    Setup::find_grid(params.shape, thread, shared);
     __syncthreads();
-    if (is_idle(params.shape, shared)) return;
-    clip_taps(params.shape, thread, shared);
+    if (Setup::is_idle(params.shape, shared)) return;
+    Setup::clip_taps(params.shape, thread, shared);
     __syncthreads();
     start(params, thread, shared, state);
-    const int chunks = chunks_of(params.shape, shared);
+    const int chunks = Setup::chunks_of(params.shape, shared);
     if (chunks > 0) write_row(params, 0, thread, shared);
     __syncthreads();
     if (chunks > 0) load(params, 0, thread, shared);

@@ -8,17 +8,29 @@ namespace convt {
 namespace {
 
 // Calls `use` with the type of the kernel.
+template <class S, class Use>
+void use_operator(Operator op, const Use& use) {
+  switch (op) {
+    case Operator::forward:
+      return use(std::type_identity<Simt<S, Operator::forward>>{});
+    case Operator::grad_input:
+      return use(std::type_identity<Simt<S, Operator::grad_input>>{});
+    case Operator::grad_weight:
+      return use(std::type_identity<Simt<S, Operator::grad_weight>>{});
+  }
+}
+
 template <class Use>
-void use_kernel(DType dtype, const Use& use) {
-  switch (dtype) {
+void use_kernel(const SimtPlan& plan, const Use& use) {
+  switch (plan.dtype) {
     case DType::float32:
-      return use(std::type_identity<Simt<float>>{});
+      return use_operator<float>(plan.op, use);
     case DType::float64:
-      return use(std::type_identity<Simt<double>>{});
+      return use_operator<double>(plan.op, use);
     case DType::float16:
-      return use(std::type_identity<Simt<Float16>>{});
+      return use_operator<Float16>(plan.op, use);
     case DType::bfloat16:
-      return use(std::type_identity<Simt<BFloat16>>{});
+      return use_operator<BFloat16>(plan.op, use);
   }
 }
 
@@ -26,16 +38,18 @@ void use_kernel(DType dtype, const Use& use) {
 
 void launch_simt(const SimtPlan& plan, const Pointers& pointers) {
   const SimtGrid grid = simt_grid(plan.grid);
-  use_kernel(plan.dtype, [&](auto kernel) {
-    launch_kernel<typename decltype(kernel)::type>(
-        dim3(grid.x, grid.y), plan.threads, plan.shared_bytes, pointers.stream,
-        {plan.shape, {pointers.input, pointers.filter, pointers.bias, pointers.output}}, "launching the simt kernel");
+  use_kernel(plan, [&](auto kernel) {
+    launch_kernel<typename decltype(kernel)::type>(dim3(grid.x, grid.y), plan.threads, plan.shared_bytes,
+                                                   pointers.stream, {plan.shape, simt_operands(plan, pointers)},
+                                                   "launching the simt kernel");
   });
+  if (plan.shape.splits == 1) return;
+  launch_sum_partials(plan.sum, plan.dtype, pointers.workspace, pointers.filter, pointers.stream);
 }
 
 const void* simt_function(const SimtPlan& plan) {
   const void* function = nullptr;
-  use_kernel(plan.dtype, [&](auto kernel) {
+  use_kernel(plan, [&](auto kernel) {
     function = reinterpret_cast<const void*>(&device_kernel<typename decltype(kernel)::type>);
   });
   return function;

@@ -50,23 +50,33 @@ void run_depthwise_type(const DirectRun& run, DepthwiseKind kind, const Depthwis
   }
 }
 
-// The order of Simt::operator().
+// The order of SumPartials::operator() does not matter: an element is one thread's own.
 template <class S>
-void run_simt_kernel(const DirectRun& run, const SimtShape& shape, const DirectOperands& data) {
-  using Kernel = Simt<S>;
+void run_sum(const SumShape& shape, const Pointers& pointers) {
+  using Kernel = SumPartials<S>;
+  const typename Kernel::Params params{shape, static_cast<const typename Kernel::T*>(pointers.workspace),
+                                       static_cast<S*>(pointers.filter)};
+  for (std::int64_t index = 0; index < Kernel::elements(shape); ++index) Kernel::element(params, index);
+}
+
+// The order of Simt::operator().
+template <class S, Operator op>
+void run_simt_kernel(const DirectRun& run, const SimtShape& shape, const SimtOperands& data) {
+  using Kernel = Simt<S, op>;
+  using Setup = typename Kernel::Setup;
   const typename Kernel::Params params{shape, data};
   SharedMemory memory(run.shared_bytes);
   std::vector<typename Kernel::Thread> states(run.threads);
   for (std::int64_t block = 0; block < run.blocks; ++block) {
     char* const shared = memory.poisoned();
-    each_thread(run, [&](int thread) { Kernel::find_taps(shape, block, thread, shared); });
-    each_thread(run, [&](int thread) { Kernel::find_grid(shape, thread, shared); });
-    if (Kernel::is_idle(shape, shared)) continue;
-    each_thread(run, [&](int thread) { Kernel::clip_taps(shape, thread, shared); });
+    each_thread(run, [&](int thread) { Setup::find_taps(shape, block, thread, shared); });
+    each_thread(run, [&](int thread) { Setup::find_grid(shape, thread, shared); });
+    if (Setup::is_idle(shape, shared)) continue;
+    each_thread(run, [&](int thread) { Setup::clip_taps(shape, thread, shared); });
     int chunks = 0;
     each_thread(run, [&](int thread) {
       Kernel::start(params, thread, shared, states[thread]);
-      chunks = Kernel::chunks_of(shape, shared);
+      chunks = Setup::chunks_of(shape, shared);
       if (chunks > 0) Kernel::write_row(params, 0, thread, shared);
     });
     each_thread(run, [&](int thread) {
@@ -80,6 +90,20 @@ void run_simt_kernel(const DirectRun& run, const SimtShape& shape, const DirectO
       each_thread(run, [&](int thread) { Kernel::collect(shape, slice, thread, shared, states[thread]); });
     }
     each_thread(run, [&](int thread) { Kernel::store(params, thread, shared); });
+  }
+}
+
+template <class S>
+void run_simt_type(const DirectRun& run, const SimtPlan& plan, const Pointers& pointers) {
+  const SimtOperands data = simt_operands(plan, pointers);
+  switch (plan.op) {
+    case Operator::forward:
+      return run_simt_kernel<S, Operator::forward>(run, plan.shape, data);
+    case Operator::grad_input:
+      return run_simt_kernel<S, Operator::grad_input>(run, plan.shape, data);
+    case Operator::grad_weight:
+      run_simt_kernel<S, Operator::grad_weight>(run, plan.shape, data);
+      if (plan.shape.splits > 1) run_sum<S>(plan.sum, pointers);
   }
 }
 
@@ -99,16 +123,17 @@ void run_depthwise(const DirectRun& run, DType dtype, DepthwiseKind kind, const 
   }
 }
 
-void run_simt(const DirectRun& run, DType dtype, const SimtShape& shape, const DirectOperands& data) {
-  switch (dtype) {
+void run_simt(const SimtPlan& plan, const Pointers& pointers, bool backwards) {
+  const DirectRun run{plan.grid, plan.threads, plan.shared_bytes, backwards};
+  switch (plan.dtype) {
     case DType::float32:
-      return run_simt_kernel<float>(run, shape, data);
+      return run_simt_type<float>(run, plan, pointers);
     case DType::float64:
-      return run_simt_kernel<double>(run, shape, data);
+      return run_simt_type<double>(run, plan, pointers);
     case DType::float16:
-      return run_simt_kernel<Float16>(run, shape, data);
+      return run_simt_type<Float16>(run, plan, pointers);
     case DType::bfloat16:
-      return run_simt_kernel<BFloat16>(run, shape, data);
+      return run_simt_type<BFloat16>(run, plan, pointers);
   }
 }
 

@@ -3,6 +3,7 @@
 #include "geometry/dtype.hpp"
 #include "kernel/depthwise.hpp"
 #include "kernel/simt.hpp"
+#include "launch/simt.hpp"
 
 // The CUDA-core kernels on the host: the very functions that a GPU runs, thread by thread, between the same barriers.
 // Shared memory starts as NaN. For tests.
@@ -20,6 +21,7 @@ enum class DepthwiseKind { rows, channels, channel_vectors };
 
 void run_depthwise(const DirectRun& run, DType dtype, DepthwiseKind kind, const DepthwiseShape& shape,
                    const DirectOperands& data);
-void run_simt(const DirectRun& run, DType dtype, const SimtShape& shape, const DirectOperands& data);
+// With the sum of its splits.
+void run_simt(const SimtPlan& plan, const Pointers& pointers, bool backwards);
 
 }  // namespace convt::simulator
