@@ -2,8 +2,6 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
-#include <cstring>
-
 #include "binding/bindings.hpp"
 #include "binding/problem.hpp"
 #include "launch/depthwise.hpp"
@@ -25,9 +23,7 @@ Strides strides_of(const TorchTensor& tensor) {
 
 // All ones are a NaN in every type.
 std::vector<Vector16> poisoned(std::int64_t bytes) {
-  std::vector<Vector16> memory(std::size_t(bytes + 15) / 16);
-  std::memset(memory.data(), 0xff, memory.size() * sizeof(Vector16));
-  return memory;
+  return std::vector<Vector16>(std::size_t(bytes + 15) / 16, Vector16{{~0u, ~0u, ~0u, ~0u}});
 }
 
 // Plans a CUDA-core kernel for CPU tensors and runs its own functions on the host.
