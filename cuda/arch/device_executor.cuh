@@ -29,6 +29,15 @@ __device__ __forceinline__ void load_matrices(std::uint32_t shared, std::uint32_
                : "memory");
 }
 
+// Every matrix transposed: a thread gets the halves of two neighbouring rows of one column.
+__device__ __forceinline__ void load_transposed(std::uint32_t shared, std::uint32_t& a, std::uint32_t& b,
+                                                std::uint32_t& c, std::uint32_t& d) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(a), "=r"(b), "=r"(c), "=r"(d)
+               : "r"(shared)
+               : "memory");
+}
+
 // sum += a * b, or sum = a * b when kFresh.
 template <Operand kOperand, bool kFresh>
 __device__ __forceinline__ void multiply(float (&sum)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]) {
@@ -103,13 +112,13 @@ class DeviceWarp {
       return __ldg(reinterpret_cast<const T*>(source));
     }
   }
-  // The same where the compiler shall not keep what it has read: words, one load each.
+  // The same where the compiler shall not keep what it has read, from any memory: words, one load each.
   template <class T>
   __device__ __forceinline__ T reread(const char* source) const {
     T value;
 #pragma unroll
     for (int word = 0; word < int(sizeof(T) / 4); ++word) {
-      asm volatile("ld.global.nc.b32 %0, [%1];"
+      asm volatile("ld.b32 %0, [%1];"
                    : "=r"(reinterpret_cast<std::uint32_t*>(&value)[word])
                    : "l"(source + word * 4));
     }
@@ -148,6 +157,10 @@ class DeviceWarp {
   __device__ __forceinline__ void load_matrices(const Word& row, std::int32_t offset, Word (&to)[4]) {
     sm80::load_matrices(shared_ + row.value[0] + offset, to[0].value[0], to[1].value[0], to[2].value[0],
                         to[3].value[0]);
+  }
+  __device__ __forceinline__ void load_transposed(const Word& row, std::int32_t offset, Word (&to)[4]) {
+    sm80::load_transposed(shared_ + row.value[0] + offset, to[0].value[0], to[1].value[0], to[2].value[0],
+                          to[3].value[0]);
   }
   template <Operand kOperand, bool kFresh>
   __device__ __forceinline__ void multiply(Lanes<float, 1> (&sum)[4], const Word (&a)[4], const Word* b) {
@@ -200,6 +213,12 @@ class DeviceExecutor {
       reinterpret_cast<std::uint32_t*>(&value)[word] = __ldg(reinterpret_cast<const std::uint32_t*>(source) + word);
     }
     return value;
+  }
+
+  // The same, not to be kept by the compiler.
+  template <class T>
+  __device__ __forceinline__ T reread(const char* source) const {
+    return warp_.template reread<T>(source);
   }
 
   // Counts this thread block in; true for the last of `expected`, which then sees what all others stored.

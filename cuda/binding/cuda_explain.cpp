@@ -14,6 +14,18 @@ namespace nb = nanobind;
 namespace convt::binding {
 namespace {
 
+void tell_cost(nb::dict& told, const GemmCost& cost) {
+  told["bytes_predicted"] = cost.bytes;
+  told["bound"] = cost.bound();
+  nb::dict terms;
+  terms["tensor"] = cost.tensor;
+  terms["shared"] = cost.shared;
+  terms["issue"] = cost.issue;
+  terms["l2"] = cost.l2;
+  terms["memory"] = cost.memory;
+  told["terms_us"] = terms;
+}
+
 nb::dict explain_family(const GemmPlan& plan) {
   const GemmParams& params = plan.params;
   nb::dict told;
@@ -42,15 +54,38 @@ nb::dict explain_family(const GemmPlan& plan) {
   told["shared_bytes"] = params.shared.bytes;
   told["input_vectors"] = params.input_vectors != 0;
   told["output_vectors"] = params.output_channels_inner ? params.output_vectors != 0 : true;
-  told["bytes_predicted"] = plan.cost.bytes;
-  told["bound"] = plan.cost.bound();
-  nb::dict terms;
-  terms["tensor"] = plan.cost.tensor;
-  terms["shared"] = plan.cost.shared;
-  terms["issue"] = plan.cost.issue;
-  terms["l2"] = plan.cost.l2;
-  terms["memory"] = plan.cost.memory;
-  told["terms_us"] = terms;
+  tell_cost(told, plan.cost);
+  return told;
+}
+
+nb::dict explain_family(const WeightPlan& plan) {
+  const WeightParams& params = plan.params;
+  constexpr const char* axes[kTileAxes] = {"n", "d", "h", "w"};
+  nb::dict told, tile, tiles;
+  tile["rows"] = plan.config.rows;
+  tile["columns"] = plan.config.columns;
+  tile["input_channels"] = std::min(plan.config.rows, params.in_channels);
+  tile["output_channels"] = std::min(params.block_octets * kOctet, params.out_channels);
+  tile["taps"] = plan.taps;
+  tile["pixels"] = plan.config.pixels;
+  for (int axis = 0; axis < kTileAxes; ++axis) {
+    tile[axes[axis]] = params.patch.axes[axis].tile;
+    tiles[axes[axis]] = params.patch.axes[axis].tiles;
+  }
+  told["tile"] = tile;
+  told["tiles"] = tiles;
+  told["origin"] = nb::none();
+  told["operand"] = name_of(plan.operand);
+  told["channel_blocks"] = params.row_blocks * params.channel_blocks;
+  told["tap_blocks"] = params.tap_blocks;
+  told["patch_pixels"] = params.pixels;
+  told["split"] = params.splits;
+  told["grid"] = plan.grid;
+  told["threads"] = plan.config.threads();
+  told["shared_bytes"] = params.shared.bytes;
+  told["input_vectors"] = params.input_vectors != 0;
+  told["output_vectors"] = params.patch_vectors != 0;
+  tell_cost(told, plan.cost);
   return told;
 }
 

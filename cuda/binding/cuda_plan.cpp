@@ -98,12 +98,19 @@ void bind_cuda(nb::module_& module) {
       .def("explain", &explain, "Everything that `convt explain` prints, as plain values.");
   module.def(
       "cuda_configs",
-      [] {
+      [](const std::string& op) {
         std::vector<std::string> names;
-        for (const TileConfig& config : gemm_configs()) names.push_back(name_of(config));
+        const auto add = [&](const auto& configs) {
+          for (const auto& config : configs) names.push_back(name_of(config));
+        };
+        if (operator_of(op) == Operator::grad_weight) {
+          add(weight_configs());
+        } else {
+          add(gemm_configs());
+        }
         return names;
       },
-      "The configurations of the implicit GEMM, by name.");
+      "operator"_a = "forward", "The configurations of an operator's implicit GEMM, by name.");
   module.def(
       "cuda_plan", &plan, "operator"_a, "input_size"_a, "input_strides"_a, "weight_size"_a, "weight_strides"_a,
       "bias_stride"_a.none(), "output_strides"_a, "dtype"_a, "precision"_a, "stride"_a, "padding"_a, "output_padding"_a,

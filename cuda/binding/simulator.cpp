@@ -21,7 +21,8 @@ void bind_simulator(nb::module_& module) {
                                 reinterpret_cast<const void*>(bias), reinterpret_cast<void*>(output),
                                 reinterpret_cast<void*>(workspace),  nullptr};
         const auto* gemm = std::get_if<GemmPlan>(&plan.chosen);
-        if (gemm == nullptr) {
+        const auto* product = std::get_if<WeightPlan>(&plan.chosen);
+        if (gemm == nullptr && product == nullptr) {
           const std::string kernel = plan.kernel();
           throw nb::value_error(
               ("plan: " + kernel + "; only implicit_gemm is simulated, run_direct runs this").c_str());
@@ -29,7 +30,9 @@ void bind_simulator(nb::module_& module) {
         simulator::Counters counted;
         {
           nb::gil_scoped_release release;
-          counted = simulator::simulate(*gemm, pointers, {order, late_copies, skipped_barrier});
+          const simulator::Schedule schedule{order, late_copies, skipped_barrier};
+          counted =
+              gemm ? simulator::simulate(*gemm, pointers, schedule) : simulator::simulate(*product, pointers, schedule);
         }
         nb::dict told;
         told["matrix_loads"] = counted.matrix_loads;

@@ -65,23 +65,9 @@ struct Mma {
         // Matrices: pixels 0-7 of planes 0 and 1, then pixels 8-15 of both.
         const std::int32_t position = first + pair * 16 + lane / 16 * 8 + lane % 8;
         const std::int32_t plane = lane / 8 % 2;
-        state.position[pair][lane] = (plane * group.pixels + pixel_of(params, group, position)) * 16;
+        state.position[pair][lane] = (plane * group.pixels + position_in_patch(params.axes, group, position)) * 16;
       }
     });
-  }
-
-  CONVT_HOST_DEVICE static std::int32_t pixel_of(const GemmParams& params, const ShiftGroup& group,
-                                                 std::int32_t position) {
-    const TileAxis* axes = params.axes;
-    const std::int32_t last = axes[0].tile * axes[1].tile * axes[2].tile * axes[3].tile - 1;
-    std::int32_t rest = position < last ? position : last, pixel = 0;
-#pragma unroll
-    for (int axis = kTileAxes - 1; axis > 0; --axis) {
-      const std::int32_t outer = axes[axis].by_tile.quotient(rest);
-      pixel += axes[axis].by_tile.remainder(rest, outer) * group.pitch[axis];
-      rest = outer;
-    }
-    return pixel + rest * group.pitch[0];
   }
 
   // The first step has none before it to announce it.

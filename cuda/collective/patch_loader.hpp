@@ -2,7 +2,8 @@
 
 #include "arch/lanes.hpp"
 #include "arch/tf32.hpp"
-#include "collective/tile_scheduler.hpp"
+#include "collective/channel_batch.hpp"
+#include "collective/patch_table.hpp"
 
 namespace convt {
 
@@ -40,68 +41,17 @@ struct PatchLoader {
     return std::int32_t(std::uint32_t(group.pixels + kConfig.threads() - 1) / kConfig.threads()) * kBatches;
   }
 
-  // Input coordinate of the first patch pixel along D, H or W.
-  CONVT_HOST_DEVICE static std::int64_t first_of(const GemmParams& params, const Tile& tile, const ShiftGroup& group,
-                                                 int axis) {
-    return params.axes[1 + axis].step * (tile.q[1 + axis] - group.high[axis]) + group.offset[axis];
-  }
-
-  // Address of the first patch pixel, channel 0 of the group. Out of the tensor where the patch is: never read there.
-  CONVT_HOST_DEVICE static const char* origin(const GemmParams& params, const Tile& tile, const ShiftGroup& group) {
-    std::int64_t offset = tile.q[0] * params.input_strides[0] +
-                          std::int64_t(tile.conv_group) * params.in_channels * params.input_strides[1];
-    for (int axis = 0; axis < kAxes; ++axis) {
-      offset += first_of(params, tile, group, axis) * params.input_strides[2 + axis];
-    }
-    return static_cast<const char*>(params.input) + offset * kBytes;
-  }
-
-  // Writes each thread's own pixels into the table: offset from the patch's origin in elements, or -1 outside the input. Where W
-  // phases alternate in memory so do a thread's neighbours, and a second table says where in the patch a pixel goes.
+  // Writes each thread's own pixels into the tables.
   template <class Warp>
   CONVT_HOST_DEVICE static void tabulate(Warp& warp, const GemmParams& params, const Tile& tile,
                                          const ShiftGroup& group) {
-    std::int32_t low[kTileAxes],
-        high[kTileAxes];   // input pixels from the patch's first; nothing beyond its last is asked for
-    for (int axis = 0; axis < kTileAxes; ++axis) {
-      const std::int64_t first = axis == 0 ? tile.q[0] : first_of(params, tile, group, axis - 1);
-      const std::int64_t left = params.axes[axis].input - first;
-      constexpr std::int64_t most = 0x7fffffff;
-      low[axis] = std::int32_t(first < 0 ? (-first < most ? -first : most) : 0);
-      high[axis] = std::int32_t(left < most ? (left < 0 ? 0 : left) : most);
-    }
-    warp.lanes([&](int lane) {
-      for (std::int32_t pixel = warp.thread(lane); pixel < group.pixels; pixel += kConfig.threads()) {
-        std::int32_t rest = pixel, offset = 0, place = pixel;
-        bool inside = true;
-#pragma unroll
-        for (int axis = 0; axis < kTileAxes; ++axis) {
-          std::int32_t at = rest, beyond = 0;
-          if (axis < kTileAxes - 1) {
-            at = group.by_pitch[axis].quotient(rest);
-            rest = group.by_pitch[axis].remainder(rest, at);
-          } else if (group.row != 0 && inside) {
-            // Read anew for every pixel, which is rare enough: kept, it would take the registers of the main loop.
-            const char* const phases = params.tables + group.row;
-            const RowPhases row = warp.template reread<RowPhases>(phases);
-            if (rest < row.columns * row.count) {
-              at = row.by_count.quotient(rest);
-              const std::int32_t phase = row.by_count.remainder(rest, at);
-              place += phase * row.columns + at - rest;
-              beyond = warp.template reread<std::int32_t>(phases + sizeof(RowPhases) + phase * 4);
-            }
-          }
-          inside = inside && at < group.extent[axis];
-          at = at * params.axes[axis].step + beyond;
-          inside = inside && at >= low[axis] && at < high[axis];
-          offset += at * std::int32_t(params.input_strides[axis == 0 ? 0 : axis + 1]);
-        }
-        if (params.shared.place_table) {
-          warp.template store<std::int32_t>(params.shared.place_table + pixel * 4, place);
-        }
-        warp.template store<std::int32_t>(params.shared.pixel_table + pixel * 4, inside ? offset : -1);
-      }
-    });
+    tabulate_patch<kConfig.threads()>(warp, params, tile, group, params.tables, params.shared.pixel_table,
+                                      params.shared.place_table);
+  }
+
+  CONVT_HOST_DEVICE static const char* origin(const GemmParams& params, const Tile& tile, const ShiftGroup& group) {
+    return patch_origin<kBytes>(params, tile, group,
+                                std::int64_t(tile.conv_group) * params.in_channels * params.input_strides[1]);
   }
 
   // Issues the loads of a batch.
@@ -121,27 +71,8 @@ struct PatchLoader {
       const char* source = first + std::int64_t(offset) * kBytes;
 #pragma unroll
       for (int at_word = 0; at_word < kBatchChannels; ++at_word) word[at_word] = 0;
-      if (params.input_vectors) {
-        if (offset < 0) return;
-#pragma unroll
-        for (int plane = 0; plane < kBatchPlanes; ++plane) {
-          if (plane * kVector >= left) break;
-          const Vector16 loaded = warp.template global<Vector16>(source + plane * 16);
-#pragma unroll
-          for (int at_word = 0; at_word < 4; ++at_word) word[plane * 4 + at_word] = loaded.word[at_word];
-        }
-      } else if (left >= kBatchChannels) {
-        if (offset < 0) return;
-#pragma unroll
-        for (int at_word = 0; at_word < kBatchChannels; ++at_word, source += channel_bytes) {
-          word[at_word] = element(warp, source);
-        }
-      } else {
-#pragma unroll
-        for (int at_word = 0; at_word < kBatchChannels; ++at_word, source += channel_bytes) {
-          if (offset >= 0 && at_word < left) word[at_word] = element(warp, source);
-        }
-      }
+      if (offset < 0) return;
+      gather_batch<kOperand>(warp, word, source, channel_bytes, left, params.input_vectors != 0);
     });
   }
 
@@ -158,20 +89,8 @@ struct PatchLoader {
       const auto& word = state.batch[lane].word;
 #pragma unroll
       for (int plane = 0; plane < kBatchPlanes; ++plane) {
-        Vector16 packed;
-#pragma unroll
-        for (int at_word = 0; at_word < 4; ++at_word) {
-          if constexpr (kOperand == Operand::tf32) {
-            packed.word[at_word] = nearest_tf32_operand(word[plane * 4 + at_word]);
-          } else if constexpr (kOperand == Operand::ieee) {
-            packed.word[at_word] = word[plane * 4 + at_word];
-          } else {
-            const int gathered = plane * 8 + 2 * at_word;
-            packed.word[at_word] =
-                params.input_vectors ? word[plane * 4 + at_word] : word[gathered] | word[gathered + 1] << 16;
-          }
-        }
-        warp.template store<Vector16>(first + own * 16 + plane * pitch, packed);
+        warp.template store<Vector16>(first + own * 16 + plane * pitch,
+                                      pack_plane<kOperand>(word, plane, params.input_vectors != 0));
       }
     });
   }
@@ -204,15 +123,6 @@ struct PatchLoader {
   CONVT_HOST_DEVICE static Place place(std::int32_t batch) {
     const std::uint32_t at = std::uint32_t(batch);
     return {std::int32_t(at / kBatches) * kConfig.threads(), std::int32_t(at % kBatches) * kBatchPlanes};
-  }
-
-  template <class Warp>
-  CONVT_HOST_DEVICE static std::uint32_t element(Warp& warp, const char* source) {
-    if constexpr (kBytes == 4) {
-      return warp.template global<std::uint32_t>(source);
-    } else {
-      return warp.template global<std::uint16_t>(source);
-    }
   }
 };
 

@@ -38,6 +38,20 @@ CONVT_HOST_DEVICE inline Tile tile_of(const GemmParams& params, std::int32_t blo
   return tile;
 }
 
+// The patch pixel of a tile's position. Positions that do not exist repeat the last.
+CONVT_HOST_DEVICE inline std::int32_t position_in_patch(const TileAxis (&axes)[kTileAxes], const ShiftGroup& group,
+                                                        std::int32_t position) {
+  const std::int32_t last = axes[0].tile * axes[1].tile * axes[2].tile * axes[3].tile - 1;
+  std::int32_t rest = position < last ? position : last, pixel = 0;
+#pragma unroll
+  for (int axis = kTileAxes - 1; axis > 0; --axis) {
+    const std::int32_t outer = axes[axis].by_tile.quotient(rest);
+    pixel += axes[axis].by_tile.remainder(rest, outer) * group.pitch[axis];
+    rest = outer;
+  }
+  return pixel + rest * group.pitch[0];
+}
+
 // The part of the reduction that a split does, in patches: shift group by shift group, chunk by chunk.
 struct PatchRange {
   std::int32_t begin;

@@ -4,16 +4,13 @@
 #include <cstring>
 #include <stdexcept>
 
+#include "launch/carried.hpp"
 #include "launch/cuda_check.hpp"
 
 namespace convt {
 namespace {
 
-// Tables travel as parameters of the packing kernel: nothing to allocate, to copy or to wait for.
-template <int kBytes>
-struct Carried {
-  alignas(16) char bytes[kBytes];
-};
+// Tables travel as parameters of the packing kernel.
 constexpr int kSmallTables = 3072;
 constexpr int kLargeTables = 24 << 10;
 
@@ -51,20 +48,46 @@ __global__ void __launch_bounds__(PackFilter::kThreads)
   for (std::int64_t unit = thread; unit < params.units; unit += threads) PackFilter::unit(params, params.tables, unit);
 }
 
-void launch(const void* function, std::int64_t grid, int threads, std::int64_t shared, void** arguments, void* stream,
-            const char* what) {
+}  // namespace
+
+void launch_function(const void* function, std::int64_t grid, int threads, std::int64_t shared, void** arguments,
+                     void* stream, const char* what) {
+  // A kernel may use more than 48 KB of shared memory only after this, on every device.
+  if (shared > 48 << 10) {
+    cuda_check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared)), what);
+  }
   cuda_check(cudaLaunchKernel(function, dim3(unsigned(grid)), dim3(threads), arguments, shared,
                               static_cast<cudaStream_t>(stream)),
              what);
 }
+
+void launch_tables(const std::vector<char>& tables, char* target, void* stream) {
+  for (std::size_t at = 0; at < tables.size(); at += kLargeTables) {
+    Carried<kLargeTables> carried;
+    std::int32_t bytes = std::int32_t(std::min<std::size_t>(kLargeTables, tables.size() - at));
+    std::memcpy(carried.bytes, tables.data() + at, bytes);
+    char* to = target + at;
+    void* arguments[] = {&to, &bytes, &carried};
+    launch_function(reinterpret_cast<const void*>(&carry_tables), 1, PackFilter::kThreads, 0, arguments, stream,
+                    "launching the tables' copy");
+  }
+}
+
+KernelResources function_resources(const void* function) {
+  cudaFuncAttributes attributes;
+  cuda_check(cudaFuncGetAttributes(&attributes, function), "reading the resources of a kernel");
+  return {attributes.numRegs, int(attributes.localSizeBytes)};
+}
+
+namespace {
 
 template <int kBytes>
 void pack_carried(const GemmPlan& plan, PackParams& params, std::int64_t grid, void* stream) {
   Carried<kBytes> carried;
   std::memcpy(carried.bytes, plan.tables.data(), plan.tables.size());
   void* arguments[] = {&params, &carried};
-  launch(reinterpret_cast<const void*>(&pack_filter<kBytes>), grid, PackFilter::kThreads, 0, arguments, stream,
-         "launching the filter's packing");
+  launch_function(reinterpret_cast<const void*>(&pack_filter<kBytes>), grid, PackFilter::kThreads, 0, arguments, stream,
+                  "launching the filter's packing");
 }
 
 void launch_pack(const GemmPlan& plan, PackParams params, void* stream) {
@@ -72,24 +95,10 @@ void launch_pack(const GemmPlan& plan, PackParams params, void* stream) {
   const std::int64_t grid = std::clamp<std::int64_t>(ceil_div(params.units, PackFilter::kThreads), 1, most);
   if (plan.tables.size() <= kSmallTables) return pack_carried<kSmallTables>(plan, params, grid, stream);
   if (plan.tables.size() <= kLargeTables) return pack_carried<kLargeTables>(plan, params, grid, stream);
-  for (std::size_t at = 0; at < plan.tables.size(); at += kLargeTables) {
-    Carried<kLargeTables> carried;
-    std::int32_t bytes = std::int32_t(std::min<std::size_t>(kLargeTables, plan.tables.size() - at));
-    std::memcpy(carried.bytes, plan.tables.data() + at, bytes);
-    char* target = params.tables + at;
-    void* arguments[] = {&target, &bytes, &carried};
-    launch(reinterpret_cast<const void*>(&carry_tables), 1, PackFilter::kThreads, 0, arguments, stream,
-           "launching the tables' copy");
-  }
+  launch_tables(plan.tables, params.tables, stream);
   void* arguments[] = {&params};
-  launch(reinterpret_cast<const void*>(&pack_filter_in_place), grid, PackFilter::kThreads, 0, arguments, stream,
-         "launching the filter's packing");
-}
-
-// A kernel may use more than 48 KB of shared memory only after this, on every device.
-void allow_shared(const void* function, std::int64_t bytes) {
-  cuda_check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes)),
-             "raising the shared memory of the implicit GEMM");
+  launch_function(reinterpret_cast<const void*>(&pack_filter_in_place), grid, PackFilter::kThreads, 0, arguments,
+                  stream, "launching the filter's packing");
 }
 
 }  // namespace
@@ -106,17 +115,13 @@ void launch_gemm(const GemmPlan& plan, const Pointers& pointers) {
   GemmLaunch call = bind(plan, pointers);
   launch_pack(plan, call.pack, pointers.stream);
   const void* function = find_gemm_kernel(plan.config, plan.operand).function;
-  allow_shared(function, call.gemm.shared.bytes);
   void* arguments[] = {&call.gemm};
-  launch(function, plan.grid, plan.config.threads(), call.gemm.shared.bytes, arguments, pointers.stream,
-         "launching the implicit GEMM");
+  launch_function(function, plan.grid, plan.config.threads(), call.gemm.shared.bytes, arguments, pointers.stream,
+                  "launching the implicit GEMM");
 }
 
 KernelResources gemm_resources(const GemmPlan& plan) {
-  cudaFuncAttributes attributes;
-  cuda_check(cudaFuncGetAttributes(&attributes, find_gemm_kernel(plan.config, plan.operand).function),
-             "reading the resources of the implicit GEMM");
-  return {attributes.numRegs, int(attributes.localSizeBytes)};
+  return function_resources(find_gemm_kernel(plan.config, plan.operand).function);
 }
 
 }  // namespace convt

@@ -59,36 +59,6 @@ bool can_split(const GemmWork& work, const std::vector<BlockShifts>& blocks, con
          tiles * splits <= 2.0 * work.device.multiprocessors * work.blocks;
 }
 
-std::vector<std::int32_t> extents(std::int64_t count, std::int64_t most) {
-  std::vector<std::int32_t> made;
-  const auto add = [&](std::int64_t extent) {
-    if (extent >= 1 && extent <= std::min(count, most)) made.push_back(std::int32_t(extent));
-  };
-  const std::int64_t fewest = ceil_div(count, most);
-  for (std::int64_t tiles = fewest; tiles < fewest + 5; ++tiles) add(ceil_div(count, tiles));
-  for (std::int64_t extent = 8; extent <= most; extent *= 2) add(extent);
-  add(1);
-  std::sort(made.begin(), made.end());
-  made.erase(std::unique(made.begin(), made.end()), made.end());
-  return made;
-}
-
-std::vector<TileBox> boxes(const TileConfig& config, const std::int64_t (&q)[kTileAxes]) {
-  std::vector<TileBox> made;
-  for (std::int32_t w : extents(q[3], config.pixels)) {
-    for (std::int32_t h : extents(q[2], config.pixels / w)) {
-      for (std::int32_t d : extents(q[1], config.pixels / (w * h))) {
-        const std::int64_t most = config.pixels / (std::int64_t(w) * h * d);
-        const std::int64_t n = std::min(q[0], most);
-        const TileBox box{{std::int32_t(ceil_div(q[0], ceil_div(q[0], n))), d, h, w}};
-        if (box.positions() * 2 >= std::min<std::int64_t>(config.pixels, q[0] * q[1] * q[2] * q[3]))
-          made.push_back(box);
-      }
-    }
-  }
-  return made;
-}
-
 // Without output phases there is nothing to choose.
 std::vector<Origins> origins_of(const GemmShape& shape) {
   const Problem& problem = shape.problem;
@@ -287,7 +257,7 @@ std::variant<GemmPlan, std::string> plan_gemm(const Request& request, const Devi
   for (const Origins& origin : origins_of(shape)) {
     std::int64_t q[kTileAxes] = {shape.problem.batch};
     for (int axis = 0; axis < kAxes; ++axis) q[1 + axis] = grid_of(shape, origin, axis).count;
-    const std::vector<TileBox> candidates = boxes(config, q);
+    const std::vector<TileBox> candidates = boxes(config.pixels, q);
     // Rows of the output leave whole unless their phases alone exceed the tile: cut W phases make scalar stores.
     const std::int64_t wide = shape.reached_phases(2);
     const std::vector<std::int32_t> channel_counts = channel_blocks(out_channels, config.rows);

@@ -1,7 +1,6 @@
 #include "launch/gemm_tables.hpp"
 
 #include <algorithm>
-#include <cstring>
 #include <map>
 
 namespace convt {
@@ -145,18 +144,26 @@ std::int32_t input_offset(const GemmShape& shape, std::int32_t phase, int axis) 
   return phase % std::int32_t(axes[axis].stride) - std::int32_t(axes[axis].padding);
 }
 
+struct Limits {
+  std::int64_t pixels, shifts;   // of a group
+};
+
 bool split(const GemmShape& geometry, ShiftAt first, ShiftAt begin, ShiftAt end, const TileBox& box,
-           std::int64_t capacity, std::vector<PatchGroup>& groups) {
+           const Limits& limits, std::vector<PatchGroup>& groups) {
   const std::int64_t w_stride = geometry.problem.axes[2].stride;
   const auto halves = [&](ShiftAt middle) {
-    return split(geometry, first, begin, middle, box, capacity, groups) &&
-           split(geometry, first, middle, end, box, capacity, groups);
+    return split(geometry, first, begin, middle, box, limits, groups) &&
+           split(geometry, first, middle, end, box, limits, groups);
   };
   if (const ShiftAt other = same_outer_phase(begin, end, w_stride); other != end) return halves(other);
+  if (const std::int64_t count = end - begin; count > limits.shifts) {
+    const std::int64_t parts = ceil_div(count, limits.shifts);
+    return halves(begin + count * (parts / 2) / parts);
+  }
   const PatchSpan span = span_of(begin, end, w_stride);
   const auto& [low, high, w_count] = span;
   const PatchShape shape = patch_shape(box, span);
-  if (shape.pixels <= capacity) {
+  if (shape.pixels <= limits.pixels) {
     PatchGroup made{{}, w_phases_of(begin, end, w_stride)};
     ShiftGroup& group = made.group;
     std::copy(std::begin(high), std::end(high), group.high);
@@ -221,14 +228,6 @@ void leave(PhaseBlock& block, const TileBox& box, const Leaving& leaving) {
   while ((1 << block.lanes_log2) < lanes) ++block.lanes_log2;
 }
 
-template <class T>
-std::int32_t append(std::vector<char>& bytes, const std::vector<T>& table) {
-  const std::size_t offset = (bytes.size() + 15) / 16 * 16;
-  bytes.resize(offset + table.size() * sizeof(T));
-  if (!table.empty()) std::memcpy(bytes.data() + offset, table.data(), table.size() * sizeof(T));
-  return std::int32_t(offset);
-}
-
 }  // namespace
 
 std::vector<BlockShifts> block_shifts(const GemmShape& shape, const Origins& origin, std::int32_t rows,
@@ -259,6 +258,39 @@ std::vector<BlockShifts> block_shifts(const GemmShape& shape, const Origins& ori
     }
   }
   return blocks;
+}
+
+namespace {
+
+std::vector<std::int32_t> extents(std::int64_t count, std::int64_t most) {
+  std::vector<std::int32_t> made;
+  const auto add = [&](std::int64_t extent) {
+    if (extent >= 1 && extent <= std::min(count, most)) made.push_back(std::int32_t(extent));
+  };
+  const std::int64_t fewest = ceil_div(count, most);
+  for (std::int64_t tiles = fewest; tiles < fewest + 5; ++tiles) add(ceil_div(count, tiles));
+  for (std::int64_t extent = 8; extent <= most; extent *= 2) add(extent);
+  add(1);
+  std::sort(made.begin(), made.end());
+  made.erase(std::unique(made.begin(), made.end()), made.end());
+  return made;
+}
+
+}  // namespace
+
+std::vector<TileBox> boxes(std::int32_t pixels, const std::int64_t (&q)[kTileAxes]) {
+  std::vector<TileBox> made;
+  for (std::int32_t w : extents(q[3], pixels)) {
+    for (std::int32_t h : extents(q[2], pixels / w)) {
+      for (std::int32_t d : extents(q[1], pixels / (w * h))) {
+        const std::int64_t most = pixels / (std::int64_t(w) * h * d);
+        const std::int64_t n = std::min(q[0], most);
+        const TileBox box{{std::int32_t(ceil_div(q[0], ceil_div(q[0], n))), d, h, w}};
+        if (box.positions() * 2 >= std::min<std::int64_t>(pixels, q[0] * q[1] * q[2] * q[3])) made.push_back(box);
+      }
+    }
+  }
+  return made;
 }
 
 PatchShape patch_shape(const TileBox& box, const PatchSpan& span) {
@@ -297,11 +329,21 @@ PatchShape patch_shape(const TileBox& box, const PatchSpan& span) {
 }
 
 std::vector<PatchGroup> group_shifts(const GemmShape& shape, BlockShifts& block, const TileBox& box,
-                                     std::int64_t capacity) {
+                                     std::int64_t capacity, std::int64_t most_shifts) {
   std::vector<PatchGroup> groups;
   const ShiftAt begin = block.shifts.begin(), end = block.shifts.end();
-  if (begin != end && !split(shape, begin, begin, end, box, capacity, groups)) groups.clear();
+  if (begin != end && !split(shape, begin, begin, end, box, {capacity, most_shifts}, groups)) groups.clear();
   return groups;
+}
+
+std::int32_t add_row(std::vector<std::int32_t>& rows, const PatchGroup& made) {
+  if (made.w_phases.size() == 1) return 0;
+  const std::int32_t at = std::int32_t(rows.size() * 4 + 1), count = std::int32_t(made.w_phases.size());
+  const RowPhases row{made.group.extent[3], count, FastDivisor(count)};
+  const auto* words = reinterpret_cast<const std::int32_t*>(&row);
+  rows.insert(rows.end(), words, words + sizeof(row) / 4);
+  rows.insert(rows.end(), made.w_phases.begin(), made.w_phases.end());
+  return at;
 }
 
 GemmTables gemm_tables(const GemmShape& shape, std::vector<BlockShifts> blocks, const TileBox& box,
@@ -325,15 +367,8 @@ GemmTables gemm_tables(const GemmShape& shape, std::vector<BlockShifts> blocks, 
       ShiftGroup& group = patch.group;
       group.first_shift += std::int32_t(shifts.size());
       tables.most_pixels = std::max(tables.most_pixels, group.pixels);
-      if (patch.w_phases.size() > 1) {
-        tables.interleaved = true;
-        group.row = std::int32_t(rows.size() * 4 + 1);   // until it is known where rows begin
-        const std::int32_t count = std::int32_t(patch.w_phases.size());
-        const RowPhases row{group.extent[3], count, FastDivisor(count)};
-        const auto* words = reinterpret_cast<const std::int32_t*>(&row);
-        rows.insert(rows.end(), words, words + sizeof(row) / 4);
-        rows.insert(rows.end(), patch.w_phases.begin(), patch.w_phases.end());
-      }
+      tables.interleaved = tables.interleaved || patch.w_phases.size() > 1;
+      group.row = add_row(rows, patch);
       groups.push_back(group);
     }
     tables.steps += block.steps;
@@ -343,13 +378,13 @@ GemmTables gemm_tables(const GemmShape& shape, std::vector<BlockShifts> blocks, 
     phases.insert(phases.end(), made.phases.begin(), made.phases.end());
     slots.insert(slots.end(), made.slots.begin(), made.slots.end());
   }
-  append(tables.bytes, phase_blocks);
-  const std::int32_t first_row = append(tables.bytes, rows);
+  append_table(tables.bytes, phase_blocks);
+  const std::int32_t first_row = append_table(tables.bytes, rows);
   for (ShiftGroup& group : groups) group.row = group.row == 0 ? 0 : first_row + group.row - 1;
-  tables.layout.groups = append(tables.bytes, groups);
-  tables.layout.shifts = append(tables.bytes, shifts);
-  tables.layout.phases = append(tables.bytes, phases);
-  tables.layout.slots = append(tables.bytes, slots);
+  tables.layout.groups = append_table(tables.bytes, groups);
+  tables.layout.shifts = append_table(tables.bytes, shifts);
+  tables.layout.phases = append_table(tables.bytes, phases);
+  tables.layout.slots = append_table(tables.bytes, slots);
   tables.bytes.resize((tables.bytes.size() + 255) / 256 * 256);
   tables.layout.bytes = std::int32_t(tables.bytes.size());
   return tables;

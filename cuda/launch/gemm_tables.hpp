@@ -1,6 +1,7 @@
 #pragma once
 
 #include <array>
+#include <cstring>
 #include <vector>
 
 #include "collective/gemm_params.hpp"
@@ -15,6 +16,9 @@ struct TileBox {
   std::int32_t tile[kTileAxes];
   std::int64_t positions() const { return std::int64_t(tile[0]) * tile[1] * tile[2] * tile[3]; }
 };
+
+// Boxes of at most `pixels` positions that are worth a look.
+std::vector<TileBox> boxes(std::int32_t pixels, const std::int64_t (&q)[kTileAxes]);
 
 // Shifts that could share a patch, would it fit: those of a block, of grad_input the ones that read the same D and H phase.
 struct PatchSpan {
@@ -47,14 +51,26 @@ struct PatchShape {
 };
 PatchShape patch_shape(const TileBox& box, const PatchSpan& span);
 
-// Cuts the shifts of a block into groups whose patch has at most `capacity` pixels, reordering them. Shift indices of the
+// Cuts the shifts of a block into groups of at most `most_shifts` whose patch has at most `capacity` pixels, reordering them. Shift indices of the
 // groups are relative to the block. Empty when a single shift does not fit.
 struct PatchGroup {
   ShiftGroup group;                        // without the place of its row's table
   std::vector<std::int32_t> w_phases;      // ascending, from the first
 };
 std::vector<PatchGroup> group_shifts(const GemmShape& shape, BlockShifts& block, const TileBox& box,
-                                     std::int64_t capacity);
+                                     std::int64_t capacity, std::int64_t most_shifts = 1 << 30);
+
+// Puts the RowPhases of a group with several W phases behind `rows`. Returns its byte offset there plus 1, or 0 when there is one.
+std::int32_t add_row(std::vector<std::int32_t>& rows, const PatchGroup& made);
+
+// Appends a table at a multiple of 16 bytes; returns where.
+template <class T>
+std::int32_t append_table(std::vector<char>& bytes, const std::vector<T>& table) {
+  const std::size_t offset = (bytes.size() + 15) / 16 * 16;
+  bytes.resize(offset + table.size() * sizeof(T));
+  if (!table.empty()) std::memcpy(bytes.data() + offset, table.data(), table.size() * sizeof(T));
+  return std::int32_t(offset);
+}
 
 // What the kernels read: all blocks' tables side by side.
 struct GemmTables {

@@ -1,6 +1,7 @@
 #include "launch/operator_launch.hpp"
 
 #include "launch/cuda_check.hpp"
+#include "launch/weight_launch.hpp"
 
 namespace convt {
 namespace {
@@ -25,17 +26,14 @@ class DeviceGuard {
 };
 
 void launch(const GemmPlan& plan, const Pointers& pointers) { launch_gemm(plan, pointers); }
+void launch(const WeightPlan& plan, const Pointers& pointers) { launch_weight(plan, pointers); }
 void launch(const DepthwisePlan& plan, const Pointers& pointers) { launch_depthwise(plan, pointers); }
 void launch(const SimtPlan& plan, const Pointers& pointers) { launch_simt(plan, pointers); }
 
-KernelResources resources_of(const void* function) {
-  cudaFuncAttributes attributes;
-  cuda_check(cudaFuncGetAttributes(&attributes, function), "reading the resources of a kernel");
-  return {attributes.numRegs, int(attributes.localSizeBytes)};
-}
 KernelResources resources_of(const GemmPlan& plan) { return gemm_resources(plan); }
-KernelResources resources_of(const DepthwisePlan& plan) { return resources_of(depthwise_function(plan)); }
-KernelResources resources_of(const SimtPlan& plan) { return resources_of(simt_function(plan)); }
+KernelResources resources_of(const WeightPlan& plan) { return weight_resources(plan); }
+KernelResources resources_of(const DepthwisePlan& plan) { return function_resources(depthwise_function(plan)); }
+KernelResources resources_of(const SimtPlan& plan) { return function_resources(simt_function(plan)); }
 
 // Whether there is a GPU, and kernels for it.
 bool has_kernels() {

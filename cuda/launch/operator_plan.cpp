@@ -11,14 +11,16 @@ constexpr const char* kGemm = "implicit_gemm";
 constexpr const char* kDepthwise = "depthwise";
 constexpr const char* kSimt = "simt";
 // In the order of OperatorPlan::chosen.
-constexpr const char* kFamilies[] = {kGemm, kDepthwise, kSimt};
+constexpr const char* kFamilies[] = {kGemm, kGemm, kDepthwise, kSimt};
 static_assert(std::size(kFamilies) == std::variant_size_v<decltype(OperatorPlan::chosen)>, "a name per family");
 
 std::string config_of(const GemmPlan& plan) { return plan.name(); }
+std::string config_of(const WeightPlan& plan) { return plan.name(); }
 std::string config_of(const DepthwisePlan& plan) { return plan.config; }
 std::string config_of(const SimtPlan& plan) { return plan.config; }
 
 double time_of(const GemmPlan& plan) { return plan.cost.total; }
+double time_of(const WeightPlan& plan) { return plan.cost.total; }
 double time_of(const DepthwisePlan& plan) { return plan.launch.cost.total(); }
 double time_of(const SimtPlan& plan) { return plan.cost.total(); }
 
@@ -37,16 +39,17 @@ void consider(OperatorPlan& best, bool& found, const std::string& name, std::var
   found = true;
 }
 
-void require_known(const std::string& forced) {
+void require_known(Operator op, const std::string& forced) {
   std::string legal;
   const auto is = [&](const std::string& name) {
     legal += (legal.empty() ? "" : ", ") + name;
     return forced == name;
   };
-  if (std::any_of(std::begin(kFamilies), std::end(kFamilies), is)) return;
-  const auto& configs = gemm_configs();
-  if (std::any_of(configs.begin(), configs.end(), [&](const TileConfig& config) { return is(name_of(config)); }))
-    return;
+  if (std::any_of(std::begin(kFamilies) + 1, std::end(kFamilies), is)) return;   // the first two share a name
+  const auto among = [&](const auto& configs) {
+    return std::any_of(configs.begin(), configs.end(), [&](const auto& config) { return is(name_of(config)); });
+  };
+  if (op == Operator::grad_weight ? among(weight_configs()) : among(gemm_configs())) return;
   throw std::invalid_argument("kernel: " + forced + "; legal are " + legal);
 }
 
@@ -83,15 +86,22 @@ double OperatorPlan::predicted_us() const {
 
 OperatorPlan plan_operator(const Request& request, const DeviceTraits& device,
                            const std::optional<std::string>& forced) {
-  if (forced) require_known(*forced);
+  if (forced) require_known(request.op, *forced);
   const auto wanted = [&](const std::string& name) { return !forced || *forced == name; };
   OperatorPlan best;
   best.request = request;
   best.device = device;
   bool found = false;
-  for (const TileConfig& config : gemm_configs()) {
-    const std::string name = name_of(config);
-    if (wanted(kGemm) || wanted(name)) consider(best, found, name, plan_gemm(request, device, config));
+  const auto consider_gemms = [&](const auto& configs, auto plan_of) {
+    for (const auto& config : configs) {
+      const std::string name = name_of(config);
+      if (wanted(kGemm) || wanted(name)) consider(best, found, name, plan_of(request, device, config));
+    }
+  };
+  if (request.op == Operator::grad_weight) {
+    consider_gemms(weight_configs(), plan_weight);
+  } else {
+    consider_gemms(gemm_configs(), plan_gemm);
   }
   if (wanted(kDepthwise)) consider(best, found, kDepthwise, plan_depthwise(request, device));
   if (wanted(kSimt)) consider(best, found, kSimt, plan_simt(request, device));

@@ -8,6 +8,7 @@
 #include "launch/depthwise.hpp"
 #include "launch/gemm_plan.hpp"
 #include "launch/simt.hpp"
+#include "launch/weight_plan.hpp"
 
 namespace convt {
 
@@ -22,7 +23,7 @@ struct PlanCandidate {
 struct OperatorPlan {
   Request request;
   DeviceTraits device;
-  std::variant<GemmPlan, DepthwisePlan, SimtPlan> chosen;
+  std::variant<GemmPlan, WeightPlan, DepthwisePlan, SimtPlan> chosen;
   std::vector<PlanCandidate> candidates;
 
   const char* kernel() const;                 // family: implicit_gemm, depthwise or simt

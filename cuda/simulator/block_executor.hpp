@@ -131,6 +131,20 @@ class HostWarp {
     }
   }
 
+  void load_transposed(const Word& row, std::int32_t offset, Word (&to)[4]) {
+    Word rows[4];
+    load_matrices(row, offset, rows);
+    const auto half = [](std::uint32_t word, int which) { return which ? word >> 16 : word & 0xffffu; };
+    for (int matrix = 0; matrix < 4; ++matrix) {
+      for (int lane = 0; lane < 32; ++lane) {
+        const int column = lane / 4, first = lane % 4 * 2;   // elements [first, column] and [first + 1, column]
+        const std::uint32_t top = rows[matrix][first * 4 + column / 2],
+                            bottom = rows[matrix][first * 4 + 4 + column / 2];
+        to[matrix][lane] = half(top, column % 2) | half(bottom, column % 2) << 16;
+      }
+    }
+  }
+
   template <Operand kOperand, bool kFresh>
   void multiply(Lanes<float, 32> (&sum)[4], const Word (&a)[4], const Word* b) {
     constexpr int depth = is_float32(kOperand) ? 8 : 16;
@@ -231,6 +245,11 @@ class BlockExecutor {
     T value;
     std::memcpy(&value, source, sizeof(T));
     return value;
+  }
+
+  template <class T>
+  T reread(const char* source) const {
+    return load<T>(source);
   }
 
   bool arrive_last(std::uint32_t* counter, std::int32_t expected, int barrier) {

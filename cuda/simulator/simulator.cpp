@@ -4,19 +4,26 @@
 #include <numeric>
 
 #include "kernel/implicit_gemm.hpp"
+#include "kernel/weight_gemm.hpp"
 
 namespace convt::simulator {
 namespace {
 
-template <TileConfig kConfig, Operand kOperand>
-void run_blocks(const GemmPlan& plan, const GemmParams& params, const Schedule& schedule, Counters& counters) {
-  std::vector<std::int32_t> blocks(plan.grid);
+// Thread blocks one after the other, in an order that the schedule chooses.
+template <class Visit>
+void each_block(std::int64_t grid, const Schedule& schedule, Visit visit) {
+  std::vector<std::int32_t> blocks(grid);
   std::iota(blocks.begin(), blocks.end(), 0);
   if (schedule.order == 1) std::reverse(blocks.begin(), blocks.end());
-  for (std::int32_t index : blocks) {
+  for (std::int32_t index : blocks) visit(index);
+}
+
+template <TileConfig kConfig, Operand kOperand>
+void run_blocks(const GemmPlan& plan, const GemmParams& params, const Schedule& schedule, Counters& counters) {
+  each_block(plan.grid, schedule, [&](std::int32_t index) {
     BlockExecutor block(index, kConfig.warps(), params.shared.bytes, schedule, counters);
     ImplicitGemm<kConfig, kOperand>::run(block, params);
-  }
+  });
 }
 
 using Run = void (*)(const GemmPlan&, const GemmParams&, const Schedule&, Counters&);
@@ -46,6 +53,57 @@ Counters simulate(const GemmPlan& plan, const Pointers& pointers, const Schedule
        }) {
     if (run != nullptr) run(plan, launch.gemm, schedule, counters);
   }
+  return counters;
+}
+
+namespace {
+
+using RunWeight = void (*)(const WeightPlan&, const WeightParams&, const Schedule&, Counters&);
+
+template <WeightConfig kConfig, Operand kOperand>
+void run_weight_blocks(const WeightPlan& plan, const WeightParams& params, const Schedule& schedule,
+                       Counters& counters) {
+  if constexpr (kConfig.has(kOperand)) {
+    each_block(plan.grid, schedule, [&](std::int32_t index) {
+      BlockExecutor block(index, kConfig.warps(), params.shared.bytes, schedule, counters);
+      WeightGemm<kConfig, kOperand>::run(block, params, params.tables ? params.tables : plan.tables.data());
+    });
+  }
+}
+
+template <WeightConfig kConfig>
+RunWeight run_weight_of(const WeightConfig& config, Operand operand) {
+  if (!(config == kConfig)) return nullptr;
+  constexpr RunWeight runs[kOperands] = {
+      run_weight_blocks<kConfig, Operand::tf32>, run_weight_blocks<kConfig, Operand::ieee>,
+      run_weight_blocks<kConfig, Operand::bfloat16>, run_weight_blocks<kConfig, Operand::float16>};
+  return runs[int(operand)];
+}
+
+template <class S>
+void sum_up(const WeightPlan& plan, const WeightParams& params, void* result) {
+  using Sum = SumPartials<S>;
+  const typename Sum::Params sum{plan.sum, static_cast<const typename Sum::T*>(params.result), static_cast<S*>(result)};
+  for (std::int64_t index = 0; index < Sum::elements(plan.sum); ++index) Sum::element(sum, index);
+}
+
+}  // namespace
+
+Counters simulate(const WeightPlan& plan, const Pointers& pointers, const Schedule& schedule) {
+  const WeightParams params = bind(plan, pointers);
+  if (!plan.carried()) std::memcpy(pointers.workspace, plan.tables.data(), plan.tables.size());
+  Counters counters;
+  for (const RunWeight run : {
+#define CONVT_WEIGHT_CONFIG(...) run_weight_of<WeightConfig{__VA_ARGS__}>(plan.config, plan.operand),
+#include "config/weight_configs.def"
+#undef CONVT_WEIGHT_CONFIG
+       }) {
+    if (run != nullptr) run(plan, params, schedule, counters);
+  }
+  if (!params.partial) return counters;
+  if (plan.dtype == DType::float32) sum_up<float>(plan, params, pointers.filter);
+  if (plan.dtype == DType::float16) sum_up<Float16>(plan, params, pointers.filter);
+  if (plan.dtype == DType::bfloat16) sum_up<BFloat16>(plan, params, pointers.filter);
   return counters;
 }
 

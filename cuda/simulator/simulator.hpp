@@ -1,6 +1,6 @@
 #pragma once
 
-#include "launch/gemm_plan.hpp"
+#include "launch/weight_plan.hpp"
 #include "simulator/block_executor.hpp"
 
 namespace convt::simulator {
@@ -8,5 +8,6 @@ namespace convt::simulator {
 // Computes a plan on the host through the very code that a GPU runs, thread block by thread block. Pointers are host pointers; the
 // workspace has plan.workspace_bytes.
 Counters simulate(const GemmPlan& plan, const Pointers& pointers, const Schedule& schedule);
+Counters simulate(const WeightPlan& plan, const Pointers& pointers, const Schedule& schedule);
 
 }  // namespace convt::simulator
