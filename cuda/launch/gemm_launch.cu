@@ -52,8 +52,8 @@ __global__ void __launch_bounds__(PackFilter::kThreads)
 
 void launch_function(const void* function, std::int64_t grid, int threads, std::int64_t shared, void** arguments,
                      void* stream, const char* what) {
-  // A kernel may use more than 48 KB of shared memory only after this, on every device.
-  if (shared > 48 << 10) {
+  // A kernel may use more than 48 KB of shared memory, static ones included, only after this, on every device.
+  if (shared > 0) {
     cuda_check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared)), what);
   }
   cuda_check(cudaLaunchKernel(function, dim3(unsigned(grid)), dim3(threads), arguments, shared,

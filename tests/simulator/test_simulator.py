@@ -8,30 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adversarial import ADVERSARIAL
 from convt import _C
 from convt.testing.kernelbench import PROBLEMS as KERNELBENCH
-from simulated import CONFIGS, LAYOUTS, OPERANDS, Call, problem, problem_of
+from simulated import CONFIGS, COSTLY, LAYOUTS, NAMED, OPERANDS, Call, problem
 from strategies import problems
 
 pytestmark = pytest.mark.simulator
 
-# Dear to a simulator: one operand per configuration, in turn.
-COSTLY = {
-    "2d-groups-of-8", "2d-67-33", "2d-3-130", "2d-17-1", "2d-depthwise-37", "2d-multiplier-3", "1d-depthwise",
-    "3d-depthwise", "2d-depthwise-k16", "2d-600", "1d-320-phases", "2d-k2s2", "3d-odd", "2d-large-filter",
-    "1d-long-filter",
-}  # fmt: skip
-# Large enough for a GPU; smaller ones stand for them here.
-LEFT_TO_GPUS = {"2d-pixel-of-1024", "2d-tiles", "2d-tiles-k4s2p1", "3d-tiles", "1d-tiles", "3d-dilated"}
-NAMED = {case.name: problem_of(case) for case in ADVERSARIAL if case.name not in LEFT_TO_GPUS} | {
-    "3d-dilated-little": problem(1, (6, 5), (3, 4, 5), (2, 3, 2), dilation=(2, 3, 4)),
-    "2d-67-5": problem(1, (67, 5), (5, 6), 3, padding=1),
-    "1d-k-is-s": problem(2, (20, 6), (43,), 4, 4),
-    "2d-aligned-origin": problem(1, (8, 12), (4, 4), 4, 2, padding=1),
-    "3d-crop": problem(1, (5, 3), (4, 5, 6), 3, 2, padding=2),
-    "1d-far-taps": problem(1, (4, 5), (21,), 3, 2, dilation=31, padding=20, output_padding=17),
-}
 PRECISE = [name for name in NAMED if name not in COSTLY]
 
 # What a problem is meant to make a plan do, and how its explanation shows it.

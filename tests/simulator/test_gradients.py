@@ -1,0 +1,195 @@
+"""Gradients by the implicit GEMM: every configuration, played on the host through the code of the GPU, against float64."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from convt import _C
+from convt.testing.kernelbench import PROBLEMS as KERNELBENCH
+from simulated import COSTLY, LAYOUTS, NAMED, OPERANDS, SCHEDULES, Call, problem
+from strategies import problems
+
+pytestmark = pytest.mark.simulator
+
+CONFIGS = {operator: tuple(_C.cuda_configs(operator)) for operator in ("grad_input", "grad_weight")}
+EVERY = [(operator, config) for operator, configs in CONFIGS.items() for config in configs]
+ONE = {"multiprocessors": 1}
+exactly = settings(deadline=None, derandomize=True, database=None)
+
+
+def operands_of(operator: str, config: str) -> list[str]:
+    """Large tiles of a weight gradient have no registers for three products."""
+    if operator == "grad_weight" and config in ("gw64x256w1x4", "gw128x128w2x2", "gw64x192w1x4", "gw32x256w1x4"):
+        return [operand for operand in OPERANDS if operand != "ieee"]
+    return list(OPERANDS)
+
+
+def number(name: str, operator: str, config: str) -> int:
+    """A number that changes with every one of the names."""
+    names = [*NAMED, *FEATURES, *KERNELBENCH]
+    return names.index(name) + EVERY.index((operator, config))
+
+
+def gpu_of(at: int) -> dict[str, int] | None:
+    """An H200, with small tiles for its many multiprocessors, or one of them, where tiles are as large as they get."""
+    return (None, ONE, {"multiprocessors": 8})[at % 3]
+
+
+# What a problem is meant to make a plan do, and how its explanation shows it.
+FEATURES = {
+    "tiles": (problem(1, (12, 9), (17, 31), (2, 3), padding=1), lambda told: max(told["tiles"].values()) > 1),
+    "split": (problem(1, (24, 150), (12, 9), 3, padding=1), lambda told: told["split"] > 1),
+    "split-strided": (problem(1, (6, 132), (9, 8), 4, 2, padding=1), lambda told: told["split"] > 1),
+    "row-blocks": (problem(1, (150, 5), (6, 5), (1, 3), padding=(0, 1)), lambda told: told["channel_blocks"] > 1),
+    "row-blocks-of-groups": (problem(1, (270, 6), (5, 4), (2, 1), groups=2), lambda told: told["channel_blocks"] > 1),
+    "images": (problem(90, (5, 7), (3,), 3, 2, padding=1), lambda told: told["tile"]["n"] > 1),
+    "images-2d": (problem(21, (9, 4), (2, 3), 2, 2), lambda told: told["tile"]["n"] > 1),
+    "slices": (problem(1, (6, 5), (5, 4, 3), 3, padding=1), lambda told: told["tile"]["d"] > 1),
+}
+
+
+def test_configurations_say_which_operands_they_multiply():
+    for operator, config in EVERY:
+        wanted = operands_of(operator, config)
+        for operand in OPERANDS:
+            if operand in wanted:
+                Call(config, problem(1, (4, 4), (5,), 3), operand, operator=operator)
+            else:
+                with pytest.raises(ValueError, match=config):
+                    Call(config, problem(1, (4, 4), (5,), 3), operand, operator=operator)
+
+
+@pytest.mark.parametrize(("operator", "config"), EVERY)
+@pytest.mark.parametrize("name", [name for name in NAMED if name not in COSTLY])
+def test_adversarial(name, operator, config):
+    at = number(name, operator, config)
+    for turn, operand in enumerate(operands_of(operator, config)):
+        layouts = LAYOUTS[(at + turn) % len(LAYOUTS)]
+        Call(config, NAMED[name], operand, layouts, gpu_of(at + turn), 0, operator).check(
+            at + turn, 1 + (turn == at % 3)
+        )
+
+
+@pytest.mark.parametrize(("operator", "config"), EVERY)
+@pytest.mark.parametrize("name", sorted(COSTLY & set(NAMED)))
+def test_adversarial_costly(name, operator, config):
+    at, operands = number(name, operator, config), operands_of(operator, config)
+    operand = operands[at % len(operands)]
+    Call(config, NAMED[name], operand, LAYOUTS[at % len(LAYOUTS)], gpu_of(at), 0, operator).check(at, 1 + at % 2)
+
+
+@pytest.mark.parametrize(("operator", "config"), EVERY)
+@pytest.mark.parametrize("name", FEATURES)
+def test_features_of_plans(name, operator, config):
+    wanted, shows = FEATURES[name]
+    seen = [
+        Call(config, wanted, operand, LAYOUTS[turn], operator=operator)
+        for turn, operand in enumerate(operands_of(operator, config))
+    ]
+    for turn, call in enumerate(seen):
+        call.check(turn, 1 + (turn == 0))
+    assert any(shows(call.told) for call in seen), seen[0].told
+
+
+@pytest.mark.parametrize(("operator", "config"), EVERY)
+@pytest.mark.parametrize("name", KERNELBENCH)
+def test_kernelbench(name, operator, config):
+    at, operands = number(name, operator, config), operands_of(operator, config)
+    full = KERNELBENCH[name]
+    small = replace(full, batch=1, input=tuple(min(extent, {1: 131, 2: 9, 3: 3}[full.rank]) for extent in full.input))
+    Call(config, small, operands[at % len(operands)], LAYOUTS[at % 2], gpu_of(at), 0, operator).check(at, 1)
+
+
+@pytest.mark.parametrize(("operator", "config"), EVERY)
+def test_all_schedules(operator, config):
+    """Every order of the warps, copies early and late: the same bits."""
+    wanted = problem(2, (20, 24), (7, 5), 3, 2, padding=1, output_padding=1)
+    for turn, operand in enumerate(operands_of(operator, config)):
+        Call(config, wanted, operand, LAYOUTS[turn], ONE, 0, operator).check(0, 6)
+
+
+CUT = {
+    "2d": problem(1, (6, 10), (14, 15), (2, 3), padding=25, dilation=(61, 30)),
+    "3d-strided": problem(1, (5, 6), (3, 5, 6), (1, 3, 2), (1, 2, 1), dilation=(1, 9, 31)),
+    "1d": problem(1, (9, 5), (300,), 4, padding=800, dilation=611),
+    "1d-many-phases": problem(2, (9, 5), (40,), 32, 16, padding=8),
+}
+SMALL = {"shared_per_block": 60 * 1024, "shared_per_multiprocessor": 100 * 1024}
+
+
+@pytest.mark.parametrize(("operator", "config"), EVERY)
+@pytest.mark.parametrize("name", CUT)
+def test_patches_that_are_cut(name, operator, config):
+    """Taps that reach far, and many phases, in little shared memory: a patch for some of them at a time."""
+    played = 0
+    for turn, operand in enumerate(operands_of(operator, config)):
+        try:
+            call = Call(config, CUT[name], operand, LAYOUTS[turn], SMALL, 0, operator)
+        except ValueError as error:
+            assert "shared memory" in str(error)
+            continue
+        assert call.told["shared_bytes"] <= SMALL["shared_per_block"]
+        call.check(turn, 1)
+        played += 1
+    assert played or config.startswith(("64x256", "128x128", "48x256", "gw128", "gw64x256", "gw64x192")), "none fits"
+
+
+@pytest.mark.parametrize(("operator", "config"), EVERY)
+def test_random_problems(operator, config):
+    operands = operands_of(operator, config)
+
+    @settings(exactly, max_examples=25)
+    @given(
+        problems(max_macs=20_000),
+        st.sampled_from(operands),
+        st.sampled_from(LAYOUTS),
+        st.integers(0, 5),
+        st.sampled_from((None, ONE, {"multiprocessors": 8})),
+        st.integers(0, 99),
+    )
+    def is_the_definition(wanted, operand, layouts, first, device, seed):
+        Call(config, wanted, operand, layouts, device, seed, operator).check(first)
+
+    is_the_definition()
+
+
+@pytest.mark.parametrize("barrier", [0, 1])
+@pytest.mark.parametrize("config", CONFIGS["grad_weight"])
+def test_without_a_barrier(config, barrier):
+    """Tables before the loads that use them; a box before its products, and these before the next but one."""
+    shown = []
+    for operand in operands_of("grad_weight", config):
+        for wanted in (problem(1, (40, 40), (31, 29), 3, padding=1), problem(2, (24, 40), (19, 17), 4, 2, padding=1)):
+            call = Call(config, wanted, operand, device=ONE, operator="grad_weight")
+            kept = call.play()[0]
+            assert call.error(kept) <= 1
+            for schedule in SCHEDULES[::2]:
+                try:
+                    result, _ = call.play(schedule, barrier)
+                    shown.append(not bool((call.bits(result) == call.bits(kept)).all()))
+                except (IndexError, RuntimeError) as error:
+                    assert "memory" in str(error)
+                    shown.append(True)
+    assert any(shown), "not needed"
+
+
+@pytest.mark.parametrize("config", CONFIGS["grad_weight"])
+def test_products_are_the_boxes(config):
+    """One mma.sync for 16 input channels, 8 columns and 8 or 16 pixels of every box; a full box wastes nothing."""
+    for operand in operands_of("grad_weight", config):
+        tile = Call(config, problem(1, (1, 1), (1,), 1), operand, operator="grad_weight").told["tile"]
+        wanted = problem(1, (tile["rows"], tile["columns"] // 4), (2, tile["pixels"]), (1, 4), padding=(0, 1))
+        call = Call(config, wanted, operand, device=ONE, operator="grad_weight")
+        told, products = call.told, call.play()[1]["products"]
+        boxes = 1
+        for tiles in told["tiles"].values():
+            boxes *= tiles
+        depth = 2 * call.operand.vector
+        each = tile["rows"] // 16 * (tile["columns"] // 8) * (tile["pixels"] // depth) * (3 if operand == "ieee" else 1)
+        assert products == told["grid"] // told["split"] * boxes * each
+        full = tile["rows"] * tile["columns"] * tile["pixels"] * 2
+        assert products // (3 if operand == "ieee" else 1) * 16 * 8 * depth <= 2 * full, told
