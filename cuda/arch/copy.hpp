@@ -28,6 +28,23 @@ CONVT_HOST_DEVICE inline Vector16 read_global16(const void* from) {
 #endif
 }
 
+// kBytes of them, 8 or 16, aligned to as many.
+template <int kBytes>
+CONVT_HOST_DEVICE inline void read_global_unit(void* to, const void* from) {
+  static_assert(kBytes == 8 || kBytes == 16, "what one instruction loads");
+#ifdef __CUDA_ARCH__
+  if constexpr (kBytes == 8) {
+    const uint2 bits = __ldg(static_cast<const uint2*>(from));
+    std::memcpy(to, &bits, sizeof bits);
+  } else {
+    const uint4 bits = __ldg(static_cast<const uint4*>(from));
+    std::memcpy(to, &bits, sizeof bits);
+  }
+#else
+  std::memcpy(to, from, kBytes);
+#endif
+}
+
 CONVT_HOST_DEVICE inline void write_global16(void* to, const Vector16& bits) {
 #ifdef __CUDA_ARCH__
   // In PTX: nvcc takes some of these stores apart.

@@ -97,8 +97,7 @@ nb::dict terms_of(const DirectCost& cost) {
   return terms;
 }
 
-nb::dict explain_family(const DepthwisePlan& plan) {
-  const DepthwiseLaunch& launch = plan.launch;
+nb::dict explain_depthwise(const DepthwiseLaunch& launch) {
   const DepthwiseShape& shape = launch.shape;
   constexpr const char* lanes[] = {"rows", "channels", "channel_vectors"};
   nb::dict told, tile;
@@ -113,8 +112,27 @@ nb::dict explain_family(const DepthwisePlan& plan) {
   }
   told["tile"] = tile;
   told["lanes"] = lanes[int(launch.lanes)];
-  told["origin"] = nb::none();
   told["split"] = 1;
+  return told;
+}
+
+nb::dict explain_depthwise(const DepthwiseGradientLaunch& launch) {
+  const DepthwiseGradientShape& shape = launch.shape;
+  nb::dict told, tile;
+  tile["input_channels"] = shape.block_groups * shape.group_in;
+  tile["d"] = shape.axis[0].tile;
+  tile["h"] = shape.axis[1].tile;
+  tile["w"] = shape.axis[2].tile;
+  told["tile"] = tile;
+  told["lanes"] = shape.channels_inner ? "channels" : "rows";
+  told["split"] = shape.splits;
+  return told;
+}
+
+nb::dict explain_family(const DepthwisePlan& plan) {
+  nb::dict told = std::visit([](const auto& chosen) { return explain_depthwise(chosen); }, plan.launch);
+  const DepthwiseGrid& launch = plan.grid(true);
+  told["origin"] = nb::none();
   told["grid"] = launch.grid;
   told["threads"] = launch.threads;
   told["shared_bytes"] = launch.shared_bytes;

@@ -3,8 +3,8 @@
 #include <nanobind/stl/vector.h>
 
 #include "binding/bindings.hpp"
+#include "binding/direct_depthwise.hpp"
 #include "binding/problem.hpp"
-#include "launch/depthwise.hpp"
 #include "launch/simt.hpp"
 #include "simulator/run_direct.hpp"
 
@@ -54,21 +54,7 @@ nb::dict run_direct(const std::string& family, nb::handle input, nb::handle weig
   const auto refuse = [&](const std::string& reason) { throw nb::value_error((family + ": " + reason).c_str()); };
   nb::dict told;
   if (family == "depthwise") {
-    const auto planned = plan_depthwise(request, DeviceTraits{});
-    if (const auto* reason = std::get_if<std::string>(&planned)) refuse(*reason);
-    const DepthwisePlan& plan = std::get<DepthwisePlan>(planned);
-    const DepthwiseLaunch& launch = unaligned ? plan.unaligned : plan.launch;
-    told["config"] = plan.config;
-    told["predicted_us"] = launch.cost.total();
-    told["bytes_predicted"] = plan.bytes_predicted;
-    told["grid"] = launch.grid;
-    told["threads"] = launch.threads;
-    told["shared_bytes"] = launch.shared_bytes;
-    const nb::gil_scoped_release release;
-    if (!dry) {
-      simulator::run_depthwise({launch.grid, launch.threads, launch.shared_bytes, backwards}, plan.dtype,
-                               simulator::DepthwiseKind(int(launch.lanes)), launch.shape, data);
-    }
+    told = run_depthwise(request, data, backwards, unaligned, dry);
   } else if (family == "simt") {
     const auto planned = plan_simt(request, DeviceTraits{});
     if (const auto* reason = std::get_if<std::string>(&planned)) refuse(*reason);
@@ -95,9 +81,6 @@ nb::dict run_direct(const std::string& family, nb::handle input, nb::handle weig
 }  // namespace
 
 void bind_direct(nb::module_& module) {
-  static_assert(int(simulator::DepthwiseKind::rows) == int(DepthwiseLanes::rows) &&
-                    int(simulator::DepthwiseKind::channel_vectors) == int(DepthwiseLanes::channel_vectors),
-                "the host runner and the plan number the lanes alike");
   module.def(
       "run_direct", &run_direct, "family"_a, "input"_a, "weight"_a, "bias"_a.none(), "output"_a, "stride"_a,
       "padding"_a, "output_padding"_a, "groups"_a, "dilation"_a, nb::kw_only(), "operator"_a = "forward",

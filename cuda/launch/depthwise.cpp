@@ -4,6 +4,9 @@
 #include <cmath>
 #include <vector>
 
+#include "launch/depthwise_gradient.hpp"
+#include "launch/sum_partials.hpp"
+
 namespace convt {
 namespace {
 
@@ -318,14 +321,32 @@ std::string name_of(const DepthwiseLaunch& launch) {
 
 std::variant<DepthwisePlan, std::string> plan_depthwise(const Request& request, const DeviceTraits& device) {
   const Problem& problem = request.problem;
-  if (request.op != Operator::forward) return std::string("only the forward");
   if (std::string reason = refusal(problem); !reason.empty()) return reason;
   DepthwisePlan plan;
+  plan.op = request.op;
   plan.dtype = request.dtype;
   const std::int64_t pixels =
       problem.batch * (problem.in_channels * problem.input_pixels() + problem.out_channels * problem.output_pixels());
   plan.bytes_predicted =
       storage_bytes(request.dtype) * (pixels + problem.in_channels * problem.group_out_channels() * problem.taps());
+
+  constexpr const char* no_tile = "no tile of it fits the shared memory of a thread block";
+  if (request.op != Operator::forward) {
+    for (const Axis& axis : problem.axes) {
+      if (axis.stride * (axis.input + kThreads) + axis.dilation * axis.filter >= kLargest) {
+        return "an axis is longer than 2**30 pixels";
+      }
+    }
+    const DepthwiseGradientLaunch launch = plan_depthwise_gradient(request, device, true, plan.bytes_predicted);
+    const DepthwiseGradientLaunch unaligned = plan_depthwise_gradient(request, device, false, plan.bytes_predicted);
+    if (!launch.grid || !unaligned.grid) return no_tile;
+    plan.launch = launch;
+    plan.unaligned = unaligned;
+    plan.config = name_of(request.op, launch);
+    const auto splits = std::max(launch.shape.splits, unaligned.shape.splits);
+    if (request.op == Operator::grad_weight && splits > 1) plan.workspace_bytes = partial_bytes(request, splits);
+    return plan;
+  }
 
   const bool pixels_contiguous = request.output[4] == 1 || problem.axes[2].output() == 1;
   DepthwiseLaunch rows, channels, vectors;
@@ -342,10 +363,11 @@ std::variant<DepthwisePlan, std::string> plan_depthwise(const Request& request, 
   for (const DepthwiseLaunch* launch : {&rows, &channels}) {
     if (launch->grid && (!best || launch->cost.total() < best->cost.total())) best = launch;
   }
-  if (!best) return "no tile of it fits the shared memory of a thread block";
+  if (!best) return no_tile;
+  const DepthwiseLaunch& launch = vectors.grid && vectors.cost.total() < best->cost.total() ? vectors : *best;
   plan.unaligned = *best;
-  plan.launch = vectors.grid && vectors.cost.total() < best->cost.total() ? vectors : *best;
-  plan.config = name_of(plan.launch);
+  plan.launch = launch;
+  plan.config = name_of(launch);
   return plan;
 }
 

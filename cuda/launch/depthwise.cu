@@ -1,7 +1,7 @@
 #include <type_traits>
 
 #include "kernel/depthwise.hpp"
-#include "launch/depthwise.hpp"
+#include "launch/depthwise_gradient.hpp"
 #include "launch/device_kernel.cuh"
 
 namespace convt {
@@ -38,7 +38,11 @@ void use_kernel(DType dtype, DepthwiseLanes lanes, const Use& use) {
 
 void launch_depthwise(const DepthwisePlan& plan, const Pointers& pointers) {
   const auto odd = [](const void* pointer) { return reinterpret_cast<std::uintptr_t>(pointer) % 16 != 0; };
-  const DepthwiseLaunch& chosen = odd(pointers.input) || odd(pointers.output) ? plan.unaligned : plan.launch;
+  const auto& launch = odd(pointers.input) || odd(pointers.output) ? plan.unaligned : plan.launch;
+  if (const auto* gradient = std::get_if<DepthwiseGradientLaunch>(&launch)) {
+    return launch_depthwise_gradient(plan, *gradient, pointers);
+  }
+  const DepthwiseLaunch& chosen = std::get<DepthwiseLaunch>(launch);
   use_kernel(plan.dtype, chosen.lanes, [&](auto kernel) {
     launch_kernel<typename decltype(kernel)::type>(
         dim3(unsigned(chosen.grid)), chosen.threads, chosen.shared_bytes, pointers.stream,
@@ -48,8 +52,11 @@ void launch_depthwise(const DepthwisePlan& plan, const Pointers& pointers) {
 }
 
 const void* depthwise_function(const DepthwisePlan& plan) {
+  if (const auto* gradient = std::get_if<DepthwiseGradientLaunch>(&plan.launch)) {
+    return depthwise_gradient_function(plan, *gradient);
+  }
   const void* function = nullptr;
-  use_kernel(plan.dtype, plan.launch.lanes, [&](auto kernel) {
+  use_kernel(plan.dtype, std::get<DepthwiseLaunch>(plan.launch).lanes, [&](auto kernel) {
     function = reinterpret_cast<const void*>(&device_kernel<typename decltype(kernel)::type>);
   });
   return function;

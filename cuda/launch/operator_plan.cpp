@@ -21,7 +21,7 @@ std::string config_of(const SimtPlan& plan) { return plan.config; }
 
 double time_of(const GemmPlan& plan) { return plan.cost.total; }
 double time_of(const WeightPlan& plan) { return plan.cost.total; }
-double time_of(const DepthwisePlan& plan) { return plan.launch.cost.total(); }
+double time_of(const DepthwisePlan& plan) { return plan.cost().total(); }
 double time_of(const SimtPlan& plan) { return plan.cost.total(); }
 
 // Puts a candidate on the list, and in the plan when none before it is as fast.

@@ -1,34 +1,16 @@
 #include "simulator/run_direct.hpp"
 
-#include <cstring>
 #include <vector>
+
+#include "simulator/host_memory.hpp"
 
 namespace convt::simulator {
 namespace {
 
-// Between two barriers every thread of a block runs, in either order.
-template <class Visit>
-void each_thread(const DirectRun& run, Visit visit) {
-  for (int i = 0; i < run.threads; ++i) visit(run.backwards ? run.threads - 1 - i : i);
-}
-
-class SharedMemory {
- public:
-  explicit SharedMemory(std::int64_t bytes) : vectors_((bytes + 15) / 16) {}
-  // All ones are a NaN in every type, and an index that no table has.
-  char* poisoned() {
-    std::memset(vectors_.data(), 0xff, vectors_.size() * sizeof(Vector16));
-    return reinterpret_cast<char*>(vectors_.data());
-  }
-
- private:
-  std::vector<Vector16> vectors_;
-};
-
 template <class Kernel>
 void run_depthwise_kernel(const DirectRun& run, const DepthwiseShape& shape, const DirectOperands& data) {
   const typename Kernel::Params params{shape, data};
-  SharedMemory memory(run.shared_bytes);
+  PoisonedMemory memory(run.shared_bytes);
   for (std::int64_t block = 0; block < run.blocks; ++block) {
     char* const shared = memory.poisoned();
     const auto index = std::int32_t(block);
@@ -65,7 +47,7 @@ void run_simt_kernel(const DirectRun& run, const SimtShape& shape, const SimtOpe
   using Kernel = Simt<S, op>;
   using Setup = typename Kernel::Setup;
   const typename Kernel::Params params{shape, data};
-  SharedMemory memory(run.shared_bytes);
+  PoisonedMemory memory(run.shared_bytes);
   std::vector<typename Kernel::Thread> states(run.threads);
   for (std::int64_t block = 0; block < run.blocks; ++block) {
     char* const shared = memory.poisoned();
