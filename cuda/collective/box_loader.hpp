@@ -44,16 +44,36 @@ struct BoxLoader {
     return kInputBatches + (params.pixels * params.block_octets + kThreads - 1) / kThreads;
   }
 
-  CONVT_HOST_DEVICE static Origin origin(const WeightParams& params, const WeightTile& tile, const ShiftGroup& group,
-                                         const Tile& box) {
-    std::int64_t offset =
-        box.q[0] * params.input_strides[0] +
-        (std::int64_t(tile.conv_group) * params.in_channels + tile.row_block * kConfig.rows) * params.input_strides[1];
-    for (int axis = 0; axis < kAxes; ++axis) offset += box.q[1 + axis] * params.input_strides[2 + axis];
-    const std::int64_t channel =
+  // Of the first position: what boxes are told from.
+  CONVT_HOST_DEVICE static Origin base(const WeightParams& params, const WeightTile& tile, const PatchBounds& bounds) {
+    const std::int64_t row = std::int64_t(tile.conv_group) * params.in_channels + tile.row_block * kConfig.rows;
+    const std::int64_t column =
         std::int64_t(tile.conv_group) * params.out_channels + tile.channel_block * params.block_octets * kOctet;
-    return {static_cast<const char*>(params.input) + offset * kBytes,
-            patch_origin<kBytes>(params.patch, box, group, channel * params.patch.input_strides[1])};
+    std::int64_t patch = column * params.patch.input_strides[1];
+    for (int axis = 0; axis < kAxes; ++axis) patch += bounds.low[axis] * params.patch.input_strides[2 + axis];
+    return {static_cast<const char*>(params.input) + row * params.input_strides[1] * kBytes,
+            static_cast<const char*>(params.patch.input) + patch * kBytes};
+  }
+
+  CONVT_HOST_DEVICE static Origin origin(const WeightParams& params, const Origin& base, const Tile& box) {
+    std::int64_t input = box.q[0] * params.input_strides[0], patch = box.q[0] * params.patch.input_strides[0];
+    for (int axis = 0; axis < kAxes; ++axis) {
+      input += box.q[1 + axis] * params.input_strides[2 + axis];
+      patch += box.q[1 + axis] * params.patch.axes[1 + axis].step * params.patch.input_strides[2 + axis];
+    }
+    return {base.input + input * kBytes, base.patch + patch * kBytes};
+  }
+
+  // Whether all positions and all pixels of the patch exist: such boxes have the same tables.
+  CONVT_HOST_DEVICE static bool is_whole(const WeightParams& params, const PatchBounds& bounds, const Tile& box) {
+    bool whole = box.count[0] == params.patch.axes[0].tile;
+    for (int axis = 0; axis < kAxes; ++axis) {
+      const TileAxis& along = params.patch.axes[1 + axis];
+      const std::int64_t first = box.q[1 + axis] * along.step;
+      whole = whole && box.count[1 + axis] == along.tile && first + bounds.low[axis] >= 0 &&
+              first + bounds.high[axis] < along.input;
+    }
+    return whole;
   }
 
   // Element offsets of a box's pixels: its tile's, then its patch's. The first time also where in the patch they go.

@@ -21,7 +21,7 @@ struct OuterProduct {
   static constexpr int kPlaneBytes = kConfig.input_pitch() * 16;   // of the input's tile
   static constexpr int kColumns = kWide ? kColumnTiles : kPairs;   // addresses of a lane
   // Fragments of the next step are on their way during this one's products; three products have no registers left for it.
-  static constexpr int kBuffers = kOperand == Operand::ieee ? 1 : 2;
+  static constexpr int kBuffers = kOperand == Operand::ieee || kConfig.warps() > 4 ? 1 : 2;
   static_assert(kConfig.warp_rows() % kMmaRows == 0, "a warp's rows are whole MMA tiles");
   static_assert(kColumnTiles % 2 == 0, "a warp's columns are whole pairs of MMA tiles");
   static_assert(kSteps % 2 == 0, "a box is an even number of MMA steps");

@@ -20,8 +20,19 @@ struct WeightTap {
   std::int32_t unused;
 };
 
+struct PatchBounds {
+  std::int32_t low[kAxes];        // grad_output pixels from step * q to a patch's first pixel, D, H, W
+  std::int32_t high[kAxes];       // and to its last
+};
+
+// The taps of a thread block, which share a patch of grad_output.
+struct WeightBlock {
+  PatchBounds bounds;
+  ShiftGroup group;               // first_shift and shifts count WeightTaps
+};
+
 struct WeightTables {
-  std::int32_t groups;            // ShiftGroup[tap_blocks]: first_shift and shifts count WeightTaps
+  std::int32_t blocks;            // WeightBlock[tap_blocks]
   std::int32_t taps;              // WeightTap[]
   std::int32_t bytes;
 };

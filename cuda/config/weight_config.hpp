@@ -23,6 +23,13 @@ struct WeightConfig {
   CONVT_HOST_DEVICE constexpr bool has(Operand operand) const {
     return operand != Operand::ieee || warp_rows() * warp_columns() <= 64 * 32;
   }
+  // Batches of eight channels that a thread issues at a step, so that a box arrives while another is multiplied.
+  CONVT_HOST_DEVICE constexpr int issued(Operand operand) const {
+    const int steps = pixels / (is_float32(operand) ? 8 : 16) - 1;
+    const int batches = (rows + 64) / kOctet * pixels / threads();
+    const int wanted = (batches + steps - 1) / steps;
+    return wanted < 2 ? wanted < 1 ? 1 : wanted : 2;
+  }
   CONVT_HOST_DEVICE constexpr int warps() const { return warps_m * warps_n; }
   CONVT_HOST_DEVICE constexpr int threads() const { return 32 * warps(); }
   CONVT_HOST_DEVICE constexpr int warp_rows() const { return rows / warps_m; }

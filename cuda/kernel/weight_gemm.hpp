@@ -1,5 +1,7 @@
 #pragma once
 
+#include <cstddef>
+
 #include "collective/box_loader.hpp"
 #include "collective/outer_product.hpp"
 #include "collective/weight_store.hpp"
@@ -19,12 +21,14 @@ struct WeightGemm {
   static constexpr int kThreads = kConfig.threads();
   static constexpr int kBlocks = kConfig.blocks_of(kOperand);
   static constexpr bool kAhead = Products::kBuffers == 2;   // fragments are fetched one MMA step ahead
-  static constexpr int kSlots = Products::kWide ? 2 : 4;    // batches on their way at a time
+  // Batches that a step issues, and the steps that they have to arrive.
+  static constexpr int kIssued = kConfig.issued(kOperand);
+  static constexpr int kAway = 2;
 
   template <int kLanes>
   struct State {
     typename Products::template State<kLanes> products;
-    typename Loader::template State<kLanes> slot[kSlots];
+    typename Loader::template State<kLanes> slot[kAway][kIssued];
   };
 
   template <class Executor>
@@ -38,48 +42,57 @@ struct WeightGemm {
     const typename Loader::Left left = Loader::left_of(params, tile);
     const std::int32_t batches = Loader::batches(params);
     // What is rarely needed is found anew: kept, it would take the registers of the main loop.
-    const auto group_of = [&](const WeightTile& of) {
-      return block.template reread<ShiftGroup>(tables + params.table.groups + of.tap_block * sizeof(ShiftGroup));
+    const auto block_at = [&](const WeightTile& of) {
+      return tables + params.table.blocks + of.tap_block * sizeof(WeightBlock);
     };
+    const auto bounds_of = [&](const WeightTile& of) { return block.template reread<PatchBounds>(block_at(of)); };
+    const auto group_of = [&](const WeightTile& of) {
+      return block.template reread<ShiftGroup>(block_at(of) + offsetof(WeightBlock, group));
+    };
+    const typename Loader::Origin base = Loader::base(params, tile, bounds_of(tile));
     const auto table_of = [&](std::int32_t box) {
       return params.shared.pixel_tables + (box - first_box) % 2 * params.shared.pixel_table_bytes;
     };
-    // Turns to a box that is loaded later: where its pixels are.
+    // Turns to a box that is loaded later: where its pixels are. Whole boxes find the table of the one before them.
+    std::uint32_t whole = 0;   // a bit per table
     const auto tabulate = [&](std::int32_t index) {
       if (index >= end_box) return;
-      const ShiftGroup group = group_of(weight_tile(params, block.index()));
+      const WeightTile again = weight_tile(params, block.index());
       const Tile box = box_of(params, index);
+      const std::uint32_t bit = 1u << (index - first_box) % 2;
+      const bool is_whole = Loader::is_whole(params, bounds_of(again), box);
+      if (is_whole && (whole & bit)) return;
+      whole = is_whole ? whole | bit : whole & ~bit;
+      const ShiftGroup group = group_of(again);
       const std::int32_t table = table_of(index);
       block.each_warp(states, [=, &params](Warp& warp, WarpState&) {
         Loader::tabulate(warp, params, group, box, tables, table, index == first_box);
       });
     };
-    const auto origin_of = [&](std::int32_t index) {
-      const WeightTile again = weight_tile(params, block.index());
-      return Loader::origin(params, again, group_of(again), box_of(params, index));
-    };
-    const auto load = [&](int slot, std::int32_t batch, const typename Loader::Origin& origin, std::int32_t table) {
+    const auto origin_of = [&](std::int32_t index) { return Loader::origin(params, base, box_of(params, index)); };
+    const auto load = [&](int step, int at, std::int32_t batch, const typename Loader::Origin& origin,
+                          std::int32_t table) {
       block.each_warp(states, [=, &params](Warp& warp, WarpState& state) {
-        Loader::load(warp, state.slot[slot], params, left, origin, table, batch);
+        Loader::load(warp, state.slot[step % kAway][at], params, left, origin, table, batch);
       });
     };
-    const auto store = [&](int slot, std::int32_t batch, std::int32_t parity) {
+    const auto store = [&](int step, int at, std::int32_t batch, std::int32_t parity) {
       block.each_warp(states, [=, &params](Warp& warp, WarpState& state) {
-        Loader::store(warp, state.slot[slot], params, parity, batch);
+        Loader::store(warp, state.slot[step % kAway][at], params, parity, batch);
       });
     };
     // Batches from `first`, several on their way at a time, with nothing else to do meanwhile.
     const auto load_rest = [&](std::int32_t first, const typename Loader::Origin& origin, std::int32_t table,
                                std::int32_t parity) {
 #pragma unroll 1
-      for (; first < batches; first += kSlots) {
+      for (; first < batches; first += kAway * kIssued) {
 #pragma unroll
-        for (int slot = 0; slot < kSlots; ++slot) {
-          if (first + slot < batches) load(slot, first + slot, origin, table);
+        for (int at = 0; at < kAway * kIssued; ++at) {
+          if (first + at < batches) load(at / kIssued, at % kIssued, first + at, origin, table);
         }
 #pragma unroll
-        for (int slot = 0; slot < kSlots; ++slot) {
-          if (first + slot < batches) store(slot, first + slot, parity);
+        for (int at = 0; at < kAway * kIssued; ++at) {
+          if (first + at < batches) store(at / kIssued, at % kIssued, first + at, parity);
         }
       }
     };
@@ -124,24 +137,27 @@ struct WeightGemm {
       typename Loader::Origin origin{};
       if (more) origin = origin_of(index + 1);
       constexpr int last = Products::kSteps - 1;
+      const auto store_of = [&](int step) {
+#pragma unroll
+        for (int at = 0; at < kIssued; ++at) {
+          if (step * kIssued + at < due) store(step, at, step * kIssued + at, parity ^ 1);
+        }
+      };
 #pragma unroll
       for (int step = 0; step < last; ++step) {
 #pragma unroll
-        for (int slot = 0; slot < kSlots; ++slot) {
-          const int batch = step * kSlots + slot;
-          if (batch < due) load(slot, batch, origin, table);
+        for (int at = 0; at < kIssued; ++at) {
+          if (step * kIssued + at < due) load(step, at, step * kIssued + at, origin, table);
         }
         fetch(parity, kAhead ? step + 1 : step);
         multiply(step);
-#pragma unroll
-        for (int slot = 0; slot < kSlots; ++slot) {
-          const int batch = step * kSlots + slot;
-          if (batch < due) store(slot, batch, parity ^ 1);
-        }
+        if (step + 1 >= kAway) store_of(step + 1 - kAway);
       }
+#pragma unroll
+      for (int step = last + 1 - kAway; step < last; ++step) store_of(step);
       if constexpr (!kAhead) fetch(parity, last);
       if (more) {
-        load_rest(last * kSlots, origin, table, parity ^ 1);   // what is left: some latency shows
+        load_rest(last * kIssued, origin, table, parity ^ 1);   // what is left: some latency shows
         tabulate(index + 2);
         parity ^= 1;
         block.sync(kBoxBarrier);

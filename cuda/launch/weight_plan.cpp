@@ -215,7 +215,7 @@ std::variant<WeightPlan, std::string> build(const Work& work, const Candidate& c
 
   const bool split = choice.splits > 1;
   const std::int64_t in_channels = problem.group_in_channels(), out_channels = problem.group_out_channels();
-  std::vector<ShiftGroup> groups;
+  std::vector<WeightBlock> blocks;
   std::vector<WeightTap> taps;
   std::vector<std::int32_t> rows;
   bool interleaved = false;
@@ -246,17 +246,22 @@ std::variant<WeightPlan, std::string> build(const Work& work, const Candidate& c
       reach = std::max(reach, pixels);
     }
     reach = std::max(reach, span);
-    groups.push_back(group);
+    WeightBlock block{{}, group};
+    for (int axis = 0; axis < kAxes; ++axis) {
+      const std::int32_t step = params.patch.axes[1 + axis].step;
+      block.bounds.low[axis] = group.offset[axis] - step * group.high[axis];
+      block.bounds.high[axis] = block.bounds.low[axis] + step * (group.extent[1 + axis] - 1);
+    }
+    block.bounds.high[2] += made.w_phases.back();
+    blocks.push_back(block);
   }
   if (reach > kUnlimited) return "a patch spans more than 2**31 elements";
-  for (ShiftGroup& group : groups) {
-    group.pixels = params.pixels;
-  }
+  for (WeightBlock& block : blocks) block.group.pixels = params.pixels;
   params.table.taps = append_table(plan.tables, taps);
   const std::int32_t first_row = append_table(plan.tables, rows);
   // Not 0, which says that there is one phase.
-  for (ShiftGroup& group : groups) group.row = group.row == 0 ? 0 : first_row + group.row - 1;
-  params.table.groups = append_table(plan.tables, groups);
+  for (auto& [bounds, group] : blocks) group.row = group.row == 0 ? 0 : first_row + group.row - 1;
+  params.table.blocks = append_table(plan.tables, blocks);
   plan.tables.resize(round_up(std::int64_t(plan.tables.size()), 16));
   params.table.bytes = std::int32_t(plan.tables.size());
 
@@ -266,7 +271,7 @@ std::variant<WeightPlan, std::string> build(const Work& work, const Candidate& c
   params.block_octets = choice.octets;
   params.row_blocks = std::int32_t(work.row_blocks());
   params.channel_blocks = std::int32_t(ceil_div(work.octets(), choice.octets));
-  params.tap_blocks = std::int32_t(groups.size());
+  params.tap_blocks = std::int32_t(blocks.size());
   params.boxes = std::int32_t(positions);
   params.splits = std::int32_t(choice.splits);
   params.shared =
@@ -285,7 +290,7 @@ std::variant<WeightPlan, std::string> build(const Work& work, const Candidate& c
   params.by_conv_groups = FastDivisor(params.conv_groups);
   params.by_octets = FastDivisor(params.block_octets);
   params.by_pixels = FastDivisor(params.pixels);
-  for (const ShiftGroup& group : groups) plan.taps = std::max(plan.taps, group.shifts);
+  for (const WeightBlock& block : blocks) plan.taps = std::max(plan.taps, block.group.shifts);
 
   const double grid =
       double(params.tap_blocks) * params.channel_blocks * params.row_blocks * params.conv_groups * params.splits;
