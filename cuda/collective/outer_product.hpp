@@ -16,14 +16,12 @@ struct OuterProduct {
   static constexpr int kSteps = kConfig.pixels / kDepth;
   static constexpr int kRowTiles = kConfig.warp_rows() / kMmaRows;
   static constexpr int kColumnTiles = kConfig.warp_columns() / kOctet;
-  static constexpr int kPairs = kColumnTiles / 2;
+  static constexpr int kPairs = (kColumnTiles + 1) / 2;
   static constexpr int kOctetPlanes = kOctet / operand_vector(kOperand);
   static constexpr int kPlaneBytes = kConfig.input_pitch() * 16;   // of the input's tile
   static constexpr int kColumns = kWide ? kColumnTiles : kPairs;   // addresses of a lane
-  // Fragments of the next step are on their way during this one's products; three products have no registers left for it.
-  static constexpr int kBuffers = kOperand == Operand::ieee || kConfig.warps() > 4 ? 1 : 2;
+  static constexpr int kBuffers = kConfig.buffers_of(kOperand);
   static_assert(kConfig.warp_rows() % kMmaRows == 0, "a warp's rows are whole MMA tiles");
-  static_assert(kColumnTiles % 2 == 0, "a warp's columns are whole pairs of MMA tiles");
   static_assert(kSteps % 2 == 0, "a box is an even number of MMA steps");
 
   template <int kLanes>

@@ -20,7 +20,7 @@ struct PatchLoader {
     if (kOperand == Operand::tf32) return 16;
     if (kOperand == Operand::ieee) {
       const bool full = kConfig.warp_rows() * kConfig.warp_pixels() == 64 * 64;
-      return full && (kConfig.planes == 4 || kConfig.warps_m > 1) ? 4 : 8;
+      return full && kConfig.planes == 4 ? 4 : 8;
     }
     return kConfig.blocks > 2 ? 8 : 16;
   }

@@ -15,10 +15,16 @@ struct WeightConfig {
   int warps_n;  // warps along columns
   int pixels;
   int blocks;  // thread blocks per multiprocessor that registers and shared memory must leave room for
+  int buffers;  // 2: fragments of the next MMA step are fetched during the products of this one
 
   // The products of ieee take registers: a third block has none to spare, and large sums leave none at all.
   CONVT_HOST_DEVICE constexpr int blocks_of(Operand operand) const {
-    return operand == Operand::ieee && blocks >= 3 ? blocks - 1 : blocks;
+    return operand == Operand::ieee && blocks >= 2 ? blocks - 1 : blocks;
+  }
+  // A second buffer of fragments is for those that have the registers.
+  CONVT_HOST_DEVICE constexpr int buffers_of(Operand operand) const {
+    const bool few = operand == Operand::ieee || (!is_float32(operand) && warp_rows() * warp_columns() >= 128 * 32);
+    return few ? 1 : buffers;
   }
   CONVT_HOST_DEVICE constexpr bool has(Operand operand) const {
     return operand != Operand::ieee || warp_rows() * warp_columns() <= 64 * 32;
@@ -28,7 +34,11 @@ struct WeightConfig {
     const int steps = pixels / (is_float32(operand) ? 8 : 16) - 1;
     const int batches = (rows + 64) / kOctet * pixels / threads();
     const int wanted = (batches + steps - 1) / steps;
-    return wanted < 2 ? wanted < 1 ? 1 : wanted : 2;
+    return wanted < 2 ? 1 : 2;
+  }
+  // Steps that they have to arrive: one where sums, or a third block, leave no registers for two.
+  CONVT_HOST_DEVICE constexpr int away(Operand operand) const {
+    return !is_float32(operand) && (warp_rows() * warp_columns() >= 128 * 32 || blocks > 2) ? 1 : 2;
   }
   CONVT_HOST_DEVICE constexpr int warps() const { return warps_m * warps_n; }
   CONVT_HOST_DEVICE constexpr int threads() const { return 32 * warps(); }

@@ -23,7 +23,7 @@ struct WeightGemm {
   static constexpr bool kAhead = Products::kBuffers == 2;   // fragments are fetched one MMA step ahead
   // Batches that a step issues, and the steps that they have to arrive.
   static constexpr int kIssued = kConfig.issued(kOperand);
-  static constexpr int kAway = 2;
+  static constexpr int kAway = kConfig.away(kOperand);
 
   template <int kLanes>
   struct State {
