@@ -49,6 +49,16 @@ OPERANDS = {
 }
 
 
+@lru_cache
+def operands_of(config: str, operator: str = "forward") -> tuple[str, ...]:
+    """The operands that a configuration multiplies: large tiles have no registers for the three products of ieee."""
+    return tuple(operand for operand in OPERANDS if config in _C.cuda_configs(operator, operand))
+
+
+# Configurations of the forward with each operand that they multiply.
+PAIRS = tuple((config, operand) for config in CONFIGS for operand in operands_of(config))
+
+
 def problem_of(case: Case) -> Problem:
     """The same problem as one value."""
     stride, padding, output_padding, groups, dilation = case.geometry

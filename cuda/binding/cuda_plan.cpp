@@ -26,6 +26,13 @@ DType dtype_of(const std::string& name) {
   throw nb::value_error(("dtype: " + name + "; legal are float32, float64, float16 and bfloat16").c_str());
 }
 
+Operand operand_named(const std::string& name) {
+  for (int at = 0; at < kOperands; ++at) {
+    if (name == name_of(Operand(at))) return Operand(at);
+  }
+  throw nb::value_error(("operand: " + name + "; legal are tf32, ieee, bfloat16 and float16").c_str());
+}
+
 // Strides of (N, C, *spatial) with leading spatial axes of extent 1 put in.
 Strides strides_of(const Integers& sizes, const Integers& strides, const char* name) {
   if (sizes.size() != strides.size() || sizes.size() < 3 || sizes.size() > 2 + kAxes) {
@@ -98,10 +105,13 @@ void bind_cuda(nb::module_& module) {
       .def("explain", &explain, "Everything that `convt explain` prints, as plain values.");
   module.def(
       "cuda_configs",
-      [](const std::string& op) {
+      [](const std::string& op, const std::optional<std::string>& operand) {
         std::vector<std::string> names;
+        const std::optional<Operand> only = operand ? std::optional(operand_named(*operand)) : std::nullopt;
         const auto add = [&](const auto& configs) {
-          for (const auto& config : configs) names.push_back(name_of(config));
+          for (const auto& config : configs) {
+            if (!only || config.has(*only)) names.push_back(name_of(config));
+          }
         };
         if (operator_of(op) == Operator::grad_weight) {
           add(weight_configs());
@@ -110,7 +120,9 @@ void bind_cuda(nb::module_& module) {
         }
         return names;
       },
-      "operator"_a = "forward", "The configurations of an operator's implicit GEMM, by name.");
+      "operator"_a = "forward", "operand"_a = nb::none(),
+      "The configurations of an operator's implicit GEMM, by name; those alone that multiply an operand (tf32, ieee, "
+      "bfloat16 or float16) where it is given.");
   module.def(
       "cuda_plan", &plan, "operator"_a, "input_size"_a, "input_strides"_a, "weight_size"_a, "weight_strides"_a,
       "bias_stride"_a.none(), "output_strides"_a, "dtype"_a, "precision"_a, "stride"_a, "padding"_a, "output_padding"_a,

@@ -42,6 +42,8 @@ struct TileConfig {
   CONVT_HOST_DEVICE constexpr int blocks_of(Operand operand) const {
     return operand == Operand::ieee && blocks == 3 ? 2 : blocks;
   }
+  // Nor has a tile of more rows any for a loader that sorts phases: 128x128p8w2x2 spilled, and no plan chose it for ieee.
+  CONVT_HOST_DEVICE constexpr bool has(Operand operand) const { return operand != Operand::ieee || rows <= 64; }
   CONVT_HOST_DEVICE constexpr int warps() const { return warps_m * warps_n; }
   CONVT_HOST_DEVICE constexpr int threads() const { return 32 * warps(); }
   CONVT_HOST_DEVICE constexpr int warp_rows() const { return rows / warps_m; }

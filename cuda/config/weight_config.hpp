@@ -15,17 +15,13 @@ struct WeightConfig {
   int warps_n;  // warps along columns
   int pixels;
   int blocks;  // thread blocks per multiprocessor that registers and shared memory must leave room for
-  int buffers;  // 2: fragments of the next MMA step are fetched during the products of this one
+  int buffers;  // 2: fragments of the next MMA step are fetched during the products of this one, where registers suffice
 
-  // The products of ieee take registers: a third block has none to spare, and large sums leave none at all.
+  // The products of ieee take registers: another block has none to spare, and large sums leave none at all.
   CONVT_HOST_DEVICE constexpr int blocks_of(Operand operand) const {
     return operand == Operand::ieee && blocks >= 2 ? blocks - 1 : blocks;
   }
-  // A second buffer of fragments is for those that have the registers.
-  CONVT_HOST_DEVICE constexpr int buffers_of(Operand operand) const {
-    const bool few = operand == Operand::ieee || (!is_float32(operand) && warp_rows() * warp_columns() >= 128 * 32);
-    return few ? 1 : buffers;
-  }
+  CONVT_HOST_DEVICE constexpr int buffers_of(Operand operand) const { return operand == Operand::ieee ? 1 : buffers; }
   CONVT_HOST_DEVICE constexpr bool has(Operand operand) const {
     return operand != Operand::ieee || warp_rows() * warp_columns() <= 64 * 32;
   }

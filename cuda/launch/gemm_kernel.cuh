@@ -14,13 +14,20 @@ __global__ void __launch_bounds__(Kernel::kThreads, Kernel::kBlocks)
   Kernel::run(block, params);
 }
 
+template <TileConfig kConfig, Operand kOperand>
+const void* gemm_function() {
+  if constexpr (kConfig.has(kOperand)) {
+    return reinterpret_cast<const void*>(&implicit_gemm<ImplicitGemm<kConfig, kOperand>>);
+  } else {
+    return nullptr;
+  }
+}
+
 template <TileConfig kConfig>
 GemmKernel gemm_kernel(Operand operand) {
   const void* const functions[kOperands] = {
-      reinterpret_cast<const void*>(&implicit_gemm<ImplicitGemm<kConfig, Operand::tf32>>),
-      reinterpret_cast<const void*>(&implicit_gemm<ImplicitGemm<kConfig, Operand::ieee>>),
-      reinterpret_cast<const void*>(&implicit_gemm<ImplicitGemm<kConfig, Operand::bfloat16>>),
-      reinterpret_cast<const void*>(&implicit_gemm<ImplicitGemm<kConfig, Operand::float16>>)};
+      gemm_function<kConfig, Operand::tf32>(), gemm_function<kConfig, Operand::ieee>(),
+      gemm_function<kConfig, Operand::bfloat16>(), gemm_function<kConfig, Operand::float16>()};
   return {functions[int(operand)]};
 }
 

@@ -242,8 +242,9 @@ std::string refusal(const Request& request) {
 std::variant<GemmPlan, std::string> plan_gemm(const Request& request, const DeviceTraits& device,
                                               const TileConfig& config) {
   if (const std::string reason = refusal(request); !reason.empty()) return reason;
-  const GemmShape shape = gemm_shape(request);
   const Operand operand = operand_of(request.dtype, request.precision);
+  if (!config.has(operand)) return kNoRegisters;
+  const GemmShape shape = gemm_shape(request);
   const int fitting = blocks_that_fit(config, operand, device);
   if (fitting == 0) return "needs more shared memory than this GPU gives a thread block";
   const bool interleaved = shape.axes[2].step > 1;

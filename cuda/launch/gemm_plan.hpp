@@ -38,6 +38,9 @@ struct GemmPlan {
   std::string name() const;
 };
 
+// Why a configuration does not multiply an operand.
+inline constexpr const char* kNoRegisters = "its sums leave no registers for the three products of ieee";
+
 // Configurations in the order of configs.def, and their names, such as 64x256p4.
 const std::vector<TileConfig>& gemm_configs();
 std::string name_of(const TileConfig& config);

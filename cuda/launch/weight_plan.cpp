@@ -324,7 +324,7 @@ std::variant<WeightPlan, std::string> plan_weight(const Request& request, const 
                                                   const WeightConfig& config) {
   if (const std::string reason = refusal(request); !reason.empty()) return reason;
   const Operand operand = operand_of(request.dtype, request.precision);
-  if (!config.has(operand)) return "its sums leave no registers for the three products of ieee";
+  if (!config.has(operand)) return kNoRegisters;
   Request patches = request;
   patches.op = Operator::grad_input;
   const GemmShape shape = gemm_shape(patches);

@@ -20,10 +20,12 @@ void each_block(std::int64_t grid, const Schedule& schedule, Visit visit) {
 
 template <TileConfig kConfig, Operand kOperand>
 void run_blocks(const GemmPlan& plan, const GemmParams& params, const Schedule& schedule, Counters& counters) {
-  each_block(plan.grid, schedule, [&](std::int32_t index) {
-    BlockExecutor block(index, kConfig.warps(), params.shared.bytes, schedule, counters);
-    ImplicitGemm<kConfig, kOperand>::run(block, params);
-  });
+  if constexpr (kConfig.has(kOperand)) {
+    each_block(plan.grid, schedule, [&](std::int32_t index) {
+      BlockExecutor block(index, kConfig.warps(), params.shared.bytes, schedule, counters);
+      ImplicitGemm<kConfig, kOperand>::run(block, params);
+    });
+  }
 }
 
 using Run = void (*)(const GemmPlan&, const GemmParams&, const Schedule&, Counters&);

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from simulated import CONFIGS, OPERANDS, SCHEDULES, Call, problem
+from simulated import CONFIGS, PAIRS, SCHEDULES, Call, operands_of, problem
 
 pytestmark = pytest.mark.simulator
 
@@ -60,8 +60,7 @@ def shows(call: Call, barrier: int) -> bool:
 
 
 @pytest.mark.parametrize("barrier", [name for name in BARRIERS if name != "Split"])
-@pytest.mark.parametrize("operand", OPERANDS)
-@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize(("config", "operand"), PAIRS)
 def test_without_a_barrier(config, operand, barrier):
     calls = (Call(config, wanted, operand, device=WHOLE) for wanted in PROBLEMS)
     assert any(shows(call, barriers()[barrier]) for call in calls), f"not needed: {BARRIERS[barrier]}"
@@ -69,7 +68,8 @@ def test_without_a_barrier(config, operand, barrier):
 
 @pytest.mark.parametrize("config", CONFIGS)
 def test_without_a_barrier_in_a_part_of_a_sum(config):
-    operand = list(OPERANDS)[CONFIGS.index(config) % len(OPERANDS)]
+    operands = operands_of(config)
+    operand = operands[CONFIGS.index(config) % len(operands)]
     call = Call(config, SPLIT, operand)
     assert call.told["split"] > 1
     assert shows(call, barriers()["Step"])
@@ -79,7 +79,7 @@ def test_without_a_barrier_in_a_part_of_a_sum(config):
 @pytest.mark.parametrize("config", CONFIGS)
 def test_a_sum_in_parts_does_not_depend_on_who_comes_last(config):
     """Order 1 plays the thread blocks of a tile backwards."""
-    for operand in ("ieee", "bfloat16"):
+    for operand in operands_of(config)[1::2]:
         call = Call(config, SPLIT, operand)
         assert call.told["split"] > 1
         first, last = call.play((0, False))[0], call.play((1, False))[0]

@@ -10,7 +10,7 @@ import pytest
 
 from convt import _C
 from convt.problem import Problem
-from simulated import CONFIGS, LAYOUTS, OPERANDS, Call, problem
+from simulated import CONFIGS, LAYOUTS, Call, operands_of, problem
 
 pytestmark = pytest.mark.simulator
 
@@ -81,7 +81,7 @@ def macs_of(call: Call) -> float:
 def test_products_are_the_masks(config, name):
     """One mma.sync for every row tile with a tap at a shift: row tiles and phases without one cost nothing."""
     planned = 0
-    for operand in list(OPERANDS)[list(PROBLEMS).index(name) % 2 :: 2]:
+    for operand in operands_of(config)[list(PROBLEMS).index(name) % 2 :: 2]:
         call = Call(config, PROBLEMS[name], operand)
         told, products = call.told, call.play()[1]["products"]
         # Every multiply-add that the definition needs is among them.
@@ -108,7 +108,7 @@ def tile_of(config: str, operand: str) -> dict[str, int]:
 @pytest.mark.parametrize("config", CONFIGS)
 def test_full_tiles_waste_nothing(config):
     """Whole chunks, whole tiles, one shift: every product is one that the definition needs."""
-    for operand in OPERANDS:
+    for operand in operands_of(config):
         tile = tile_of(config, operand)
         wanted = problem(1, (2 * tile["input_channels"], tile["rows"] // 4), (tile["pixels"] // 32, 64), 2, 2)
         call = Call(config, wanted, operand, device={"multiprocessors": 1})
@@ -119,7 +119,7 @@ def test_full_tiles_waste_nothing(config):
 @pytest.mark.parametrize("config", CONFIGS)
 def test_empty_phases_cost_no_products(config):
     """15 of 16 phases have no tap: as many products as without stride."""
-    for operand in OPERANDS:
+    for operand in operands_of(config):
         one = Call(config, problem(1, (8, 8), (9, 16), 1), operand)
         sparse = Call(config, problem(1, (8, 8), (9, 16), 1, 4), operand)
         each = [call.play()[1]["products"] / call.told["grid"] for call in (one, sparse)]

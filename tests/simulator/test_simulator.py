@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from convt import _C
 from convt.testing.kernelbench import PROBLEMS as KERNELBENCH
-from simulated import CONFIGS, COSTLY, LAYOUTS, NAMED, OPERANDS, Call, problem
+from simulated import CONFIGS, COSTLY, LAYOUTS, NAMED, OPERANDS, PAIRS, Call, operands_of, problem
 from strategies import problems
 
 pytestmark = pytest.mark.simulator
@@ -49,7 +49,8 @@ def number(*names: str) -> int:
 
 def turn(name: str, config: str) -> str:
     """The operand whose turn it is where one stands for all: for a second schedule, and for what takes long."""
-    return list(OPERANDS)[number(name, config) % len(OPERANDS)]
+    operands = operands_of(config)
+    return operands[number(name, config) % len(operands)]
 
 
 def is_turn(name: str, config: str, operand: str) -> bool:
@@ -70,7 +71,7 @@ def gpu_of(name: str, config: str, operand: str) -> dict[str, int] | None:
 @pytest.mark.parametrize("config", CONFIGS)
 @pytest.mark.parametrize("name", PRECISE)
 def test_adversarial(name, config):
-    for operand in OPERANDS:
+    for operand in operands_of(config):
         call = Call(config, NAMED[name], operand, layouts_of(name, config, operand), gpu_of(name, config, operand))
         call.check(number(name, config, operand), 1 + is_turn(name, config, operand))
 
@@ -88,12 +89,12 @@ def test_adversarial_costly(name, config):
 def test_features_of_plans(name, config):
     wanted, shows = FEATURES[name]
     seen = 0
-    for operand in OPERANDS:
+    for operand in operands_of(config):
         call = Call(config, wanted, operand, layouts_of(name, config, operand))
         call.check(number(name, config, operand), 1 + is_turn(name, config, operand))
         seen += shows(call.told)
     # Tiles of many rows have room for what small ones cut; elsewhere every plan has to do it.
-    assert seen == len(OPERANDS) or (name == "phase-blocks" and call.told["tile"]["rows"] > 64), call.told
+    assert seen == len(operands_of(config)) or (name == "phase-blocks" and call.told["tile"]["rows"] > 64), call.told
 
 
 @pytest.mark.parametrize("config", CONFIGS)
@@ -110,7 +111,7 @@ def test_kernelbench(name, config):
 @pytest.mark.parametrize("config", CONFIGS)
 def test_all_schedules(config, layouts):
     """Every order of the warps, copies early and late, and every layout: the same bits."""
-    names = list(OPERANDS)
+    names = operands_of(config)
     operand = names[(LAYOUTS.index(layouts) + CONFIGS.index(config)) % len(names)]
     wanted = problem(2, (20, 24), (7, 5), 3, 2, padding=1, output_padding=1)
     Call(config, wanted, operand, layouts, ONE).check(0, 6)
@@ -142,8 +143,7 @@ CUT = {
 }
 
 
-@pytest.mark.parametrize("operand", OPERANDS)
-@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize(("config", "operand"), PAIRS)
 def test_patches_that_are_cut(config, operand):
     """In shared memory that is as small as it may be, shifts are cut into groups."""
     for at, (name, wanted) in enumerate(CUT.items()):
@@ -166,7 +166,7 @@ def test_random_problems(config):
     @settings(exactly, max_examples=30)
     @given(
         problems(max_macs=20_000),
-        st.sampled_from(sorted(OPERANDS)),
+        st.sampled_from(sorted(operands_of(config))),
         st.sampled_from(LAYOUTS),
         st.integers(0, 5),
         st.sampled_from((None, ONE, {"multiprocessors": 8})),
