@@ -117,11 +117,13 @@ def is_file(name: str, folder: str) -> bool:
 
 def test_the_cost_model_is_the_codes():
     """The constants that docs/kernels.md quotes stand so in the code."""
-    table = text_of("docs/kernels.md").split("| in the code | what |")[1].split("\n\n")[0]
-    quoted = re.findall(r"^\| `([^`]+)` \|", table, flags=re.MULTILINE)
-    assert len(quoted) >= 5
-    code = " ".join((ROOT / "cuda" / "launch" / "gemm_plan.cpp").read_text().split())
-    assert not [quote for quote in quoted if quote not in code], "docs/kernels.md: the cost model changed"
+    tables = re.split(r"^\| in `(\w+\.cpp)` \| what \|$", text_of("docs/kernels.md"), flags=re.MULTILINE)[1:]
+    assert tables[::2] == ["gemm_cost.cpp", "weight_plan.cpp"]
+    for name, text in zip(tables[::2], tables[1::2], strict=True):
+        quoted = re.findall(r"^\| `([^`]+)` \|", text.split("\n\n")[0], flags=re.MULTILINE)
+        assert len(quoted) >= 8
+        code = " ".join((ROOT / "cuda" / "launch" / name).read_text().split())
+        assert not [quote for quote in quoted if quote not in code], f"docs/kernels.md: the cost model of {name} changed"
 
 
 # making tables
