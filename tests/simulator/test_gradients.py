@@ -1,4 +1,4 @@
-"""Gradients by the implicit GEMM: every configuration, played on the host through the code of the GPU, against float64."""
+"""Gradients by the implicit GEMM: every configuration, played on the host through the code of GPUs, against float64."""
 
 from __future__ import annotations
 

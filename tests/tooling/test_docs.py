@@ -123,7 +123,9 @@ def test_the_cost_model_is_the_codes():
         quoted = re.findall(r"^\| `([^`]+)` \|", text.split("\n\n")[0], flags=re.MULTILINE)
         assert len(quoted) >= 8
         code = " ".join((ROOT / "cuda" / "launch" / name).read_text().split())
-        assert not [quote for quote in quoted if quote not in code], f"docs/kernels.md: the cost model of {name} changed"
+        assert not [quote for quote in quoted if quote not in code], (
+            f"docs/kernels.md: the cost model of {name} changed"
+        )
 
 
 # making tables

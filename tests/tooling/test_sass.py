@@ -56,7 +56,7 @@ class Function:
 
 @dataclass
 class Gemm:
-    """An instance of the implicit GEMM: the numbers of its line in configs.def, and its operand."""
+    """An instance of a GEMM on tensor cores: the numbers of its line in the list of configurations, and its operand."""
 
     function: Function
     config: dict[str, int]
@@ -64,9 +64,25 @@ class Gemm:
 
     @property
     def blocks(self) -> int:
-        """Thread blocks that a multiprocessor has to have registers for; the rule is TileConfig::blocks_of."""
+        """Thread blocks that a multiprocessor has to have registers for; the rules are those of blocks_of."""
         blocks = self.config["blocks"]
-        return 2 if self.operand == "ieee" and blocks == 3 else blocks
+        if self.operand != "ieee":
+            return blocks
+        if "columns" in self.config:
+            return max(blocks - 1, 1)
+        return 2 if blocks == 3 else blocks
+
+    @property
+    def copies(self) -> int:
+        """mma.sync for a product."""
+        return 3 if self.operand == "ieee" else 1
+
+    @property
+    def warp_tiles(self) -> int:
+        """Tiles of 16 by 8 sums of a warp."""
+        config = self.config
+        across = config["columns"] if "columns" in config else config["pixels"]
+        return config["rows"] // config["warps_m"] // 16 * (across // config["warps_n"] // 8)
 
     def __str__(self) -> str:
         return f"{self.operand} {self.config} for {self.function.architecture}"
@@ -136,24 +152,36 @@ def functions(tmp_path_factory) -> list[Function]:
     return made
 
 
-@lru_cache(maxsize=1)
-def fields() -> tuple[str, ...]:
-    """Fields of TileConfig, in order."""
-    text = (ROOT / "cuda" / "config" / "tile_config.hpp").read_text()
-    return tuple(re.findall(r"^  (?:int|bool) (\w+)(?: = \w+)?;", text.split("struct TileConfig {")[1], re.MULTILINE))
+@lru_cache
+def fields(kind: str) -> tuple[str, ...]:
+    """Fields of TileConfig or WeightConfig, in order."""
+    file = {"TileConfig": "tile_config.hpp", "WeightConfig": "weight_config.hpp"}[kind]
+    text = (ROOT / "cuda" / "config" / file).read_text().split(f"struct {kind} {{")[1]
+    return tuple(re.findall(r"^  (?:int|bool) (\w+)(?: = \w+)?;", text, re.MULTILINE))
+
+
+def instances(functions: list[Function], kernel: str, kind: str) -> list[Gemm]:
+    """The instances of a kernel, by their mangled template arguments."""
+    made = []
+    for function in functions:
+        if arguments := re.search(rf"\d{kernel}I.*{kind}E((?:L[ib]\d+E)+)E+L.*?OperandE(\d)E", function.name):
+            numbers = [int(number) for number in re.findall(r"L[ib](\d+)E", arguments[1])]
+            numbers += [0] * (len(fields(kind)) - len(numbers))  # trailing zeros are not mangled
+            made.append(Gemm(function, dict(zip(fields(kind), numbers, strict=True)), OPERANDS[int(arguments[2])]))
+    assert made, f"no instance of {kernel} among {len(functions)} kernels"
+    return made
 
 
 @pytest.fixture(scope="session")
 def gemms(functions) -> list[Gemm]:
-    """The instances of the implicit GEMM, by their mangled template arguments."""
-    made = []
-    for function in functions:
-        if arguments := re.search(r"implicit_gemm.*TileConfigE((?:L[ib]\d+E)+)E+L.*?OperandE(\d)E", function.name):
-            numbers = [int(number) for number in re.findall(r"L[ib](\d+)E", arguments[1])]
-            numbers += [0] * (len(fields()) - len(numbers))  # trailing zeros are not mangled
-            made.append(Gemm(function, dict(zip(fields(), numbers, strict=True)), OPERANDS[int(arguments[2])]))
-    assert made, f"no instance of implicit_gemm among {len(functions)} kernels"
-    return made
+    """The instances of the implicit GEMM: of the forward and of grad_input."""
+    return instances(functions, "implicit_gemm", "TileConfig")
+
+
+@pytest.fixture(scope="session")
+def weight_gemms(functions) -> list[Gemm]:
+    """Those of the weight gradient."""
+    return instances(functions, "weight_gemm", "WeightConfig")
 
 
 def architectures() -> set[str]:
@@ -161,26 +189,49 @@ def architectures() -> set[str]:
     return {f"sm_{name.removesuffix('-real')}" for name in built if name.endswith("-real")}
 
 
-def test_every_configuration_is_there(gemms):
+@pytest.mark.parametrize("operator", ["forward", "grad_weight"])
+def test_every_configuration_is_there(gemms, weight_gemms, operator):
+    """For every operand that it multiplies, and for no other."""
     assert architectures() >= {"sm_80", "sm_90a"}
-    found = Counter((gemm.function.architecture, gemm.operand) for gemm in gemms)
-    assert found == {(name, operand): len(_C.cuda_configs()) for name in architectures() for operand in OPERANDS}
-    different = Counter((gemm.function.architecture, gemm.operand, *gemm.config.values()) for gemm in gemms)
+    made = gemms if operator == "forward" else weight_gemms
+    found = Counter((gemm.function.architecture, gemm.operand) for gemm in made)
+    legal = {operand: len(_C.cuda_configs(operator, operand)) for operand in OPERANDS}
+    assert found == {(name, operand): count for name in architectures() for operand, count in legal.items()}
+    different = Counter((gemm.function.architecture, gemm.operand, *gemm.config.values()) for gemm in made)
     assert set(different.values()) == {1}
 
 
 def test_gemms_multiply_on_tensor_cores(gemms):
     for gemm in gemms:
-        function, config = gemm.function, gemm.config
+        function = gemm.function
         products = function.opcodes[HMMA[gemm.operand]]
         assert products == function.count("HMMA") > 0, f"{gemm}: {function.opcodes}"
-        warp_tiles = config["rows"] // config["warps_m"] // 16 * (config["pixels"] // config["warps_n"] // 8)
-        copies = 3 if gemm.operand == "ieee" else 1
-        assert products % (warp_tiles * copies) == 0, f"{gemm}: {products} products of {warp_tiles} tiles"
+        assert products % (gemm.warp_tiles * gemm.copies) == 0, f"{gemm}: {products} products"
         if gemm.operand == "ieee":
             # Low times high, high times low, high times high: the first begins a sum, which is then added in float32.
             assert function.fresh * 3 == products, f"{gemm}: {function.fresh} of {products} begin a sum"
             assert function.count("FADD") >= 4 * function.fresh, f"{gemm}: {function.opcodes}"
+
+
+def test_weight_gemms_multiply_a_box_and_no_more(weight_gemms):
+    """All MMA steps of a box are written out, each product once."""
+    for gemm in weight_gemms:
+        function, depth = gemm.function, 8 if gemm.operand in ("tf32", "ieee") else 16
+        products = function.opcodes[HMMA[gemm.operand]]
+        assert products == function.count("HMMA"), f"{gemm}: {function.opcodes}"
+        assert products == gemm.warp_tiles * gemm.copies * (gemm.config["pixels"] // depth), f"{gemm}: {products}"
+        if gemm.operand == "ieee":
+            assert function.fresh * 3 == products, f"{gemm}: {function.fresh} of {products} begin a sum"
+            assert function.count("FADD") >= 4 * function.fresh, f"{gemm}: {function.opcodes}"
+
+
+def test_weight_gemms_fetch_and_store_in_vectors(weight_gemms):
+    """ldmatrix.trans for 16 bits, words of float32; channels come from memory and go to the stages in 16 bytes."""
+    for gemm in weight_gemms:
+        function, wide = gemm.function, gemm.operand in ("tf32", "ieee")
+        transposed = function.opcodes["LDSM.16.MT88.4"]
+        assert function.count("LDSM") == transposed and (transposed == 0) == wide, f"{gemm}: {function.opcodes}"
+        assert function.count("STS.128") > 0 and function.count("LDG.E.128") > 0, f"{gemm}: {function.opcodes}"
 
 
 @pytest.mark.parametrize("opcode", ["LDSM.16.M88.4", "LDGSTS.E.BYPASS.128", "STG.E.128"])
@@ -193,14 +244,15 @@ def spills(function: Function) -> int:
     return function.count("STL") + function.count("LDL") + function.stack + function.local
 
 
-def test_gemms_do_not_spill(gemms):
-    spilled = [f"{gemm}: {gemm.function.stack} bytes of stack" for gemm in gemms if spills(gemm.function)]
+def test_gemms_do_not_spill(gemms, weight_gemms):
+    made = [*gemms, *weight_gemms]
+    spilled = [f"{gemm}: {gemm.function.stack} bytes of stack" for gemm in made if spills(gemm.function)]
     assert not spilled, "\n".join(spilled)
 
 
-def test_gemms_leave_room_for_their_blocks(gemms):
+def test_gemms_leave_room_for_their_blocks(gemms, weight_gemms):
     """Registers times threads times the blocks that a multiprocessor is meant to hold."""
-    for gemm in gemms:
+    for gemm in (*gemms, *weight_gemms):
         config = gemm.config
         threads = 32 * config["warps_m"] * config["warps_n"]
         granted = -(-gemm.function.registers // 8) * 8
@@ -209,14 +261,20 @@ def test_gemms_leave_room_for_their_blocks(gemms):
 
 
 def direct(functions: list[Function], family: str) -> list[Function]:
-    return [function for function in functions if re.search(rf"device_kernelI.*\d{family}", function.name)]
+    return [function for function in functions if re.search(rf"device_kernelI.*\d{family}I", function.name)]
 
 
-@pytest.mark.parametrize("family", ["DepthwiseRows", "DepthwiseChannels", "Simt"])
+# Kernels per dtype, of which there are four: lanes or vectors of channels; pitches; pitches and tap sets; operators.
+DIRECT = {
+    "DepthwiseRows": 1, "DepthwiseChannels": 2, "DepthwiseGradInput": 3, "DepthwiseGradWeight": 9, "Simt": 3,
+    "SumPartials": 1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", DIRECT)
 def test_direct_kernels_do_not_spill(functions, family):
     found = direct(functions, family)
-    # float32, float64, bfloat16 and float16.
-    assert len(found) >= 4 * len(architectures())
+    assert Counter(function.architecture for function in found) == dict.fromkeys(architectures(), 4 * DIRECT[family])
     spilled = [f"{function}: {function.stack} bytes of stack" for function in found if spills(function)]
     assert not spilled, "\n".join(spilled)
 
