@@ -17,10 +17,10 @@ struct PatchLoader {
   // Registers per batch: channels are gathered one by one, a register each. What products and residency leave: with more, the
   // compiler spills.
   static constexpr int batch_words() {
-    if (kOperand == Operand::tf32) return 16;
+    if (kOperand == Operand::tf32) return kConfig.blocks > 3 ? 8 : 16;
     if (kOperand == Operand::ieee) {
       const bool full = kConfig.warp_rows() * kConfig.warp_pixels() == 64 * 64;
-      return full && kConfig.planes == 4 ? 4 : 8;
+      return (full && kConfig.planes == 4) || kConfig.blocks > 3 ? 4 : 8;
     }
     return kConfig.blocks > 2 ? 8 : 16;
   }

@@ -112,10 +112,10 @@ struct ImplicitGemm {
       // The next patch is loaded meanwhile, its batches spread evenly over the steps: each is on its way during a step's
       // products and written at the end of it.
       std::int32_t pending = -1, loaded = 0, batches = 0, credit = 0, chunk = patches.begin % params.chunks;
-      std::int32_t there = params.shared.patch;
       const auto write_pending = [&] {
         if (pending < 0) return;
-        const std::int32_t batch = pending, target = there;
+        const std::int32_t batch = pending;
+        const std::int32_t target = params.shared.patch + (parity ^ 1) * params.shared.patch_stage_bytes;
         block.each_warp(states, [=, &params](Warp& warp, WarpState& state) {
           Patch::store(warp, state.patch, params, next_group, target, batch);
         });
@@ -144,7 +144,6 @@ struct ImplicitGemm {
         }
         batches = more ? Patch::batches(next_group) : 0;
         loaded = credit = 0;
-        there = params.shared.patch + (parity ^ 1) * params.shared.patch_stage_bytes;
       };
 
       enter();
