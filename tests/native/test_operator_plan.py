@@ -93,6 +93,30 @@ def test_reasons_name_the_forced_kernel_once():
         raw("depthwise")
 
 
+@pytest.mark.parametrize("operator", ["forward", "grad_input", "grad_weight"])
+def test_configurations_without_registers_for_ieee_say_so(operator):
+    """What is listed for an operand is planned for it, on a GPU with room; what is not has a reason."""
+    sizes = DENSE.input_size, (65536, 1024, 32, 1), DENSE.weight_size, (1024, 16, 4, 1), None, (262144, 4096, 64, 1)
+    room = {"shared_per_block": 2**20, "shared_per_multiprocessor": 2**23}
+    listed = _C.cuda_configs(operator)
+    refused = 0
+    for operand in ("tf32", "ieee", "bfloat16", "float16"):
+        legal = _C.cuda_configs(operator, operand)
+        assert legal == [name for name in listed if name in legal]
+        dtype = ("float32", operand)[operand in ("bfloat16", "float16")], ("ieee", "tf32")[operand == "tf32"]
+        for name in listed:
+            if name in legal:
+                assert _C.cuda_plan(operator, *sizes, *dtype, *DENSE.geometry, room, name).config == name
+                continue
+            refused += 1
+            with pytest.raises(ValueError, match=f"kernel {name} cannot .*no registers for the three products of ieee"):
+                _C.cuda_plan(operator, *sizes, *dtype, *DENSE.geometry, room, name)
+        assert operand == "ieee" or legal == listed
+    assert 0 < refused < len(listed)
+    with pytest.raises(ValueError, match="operand: float64; legal are tf32, ieee, bfloat16 and float16"):
+        _C.cuda_configs(operator, "float64")
+
+
 def test_a_capability_may_be_any_pair():
     """As JSON gives it back, too."""
     assert raw(None, device=SMALL | {"capability": [8, 6]}).config == raw(None, device=SMALL).config
