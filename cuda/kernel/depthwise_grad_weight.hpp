@@ -148,6 +148,7 @@ struct DepthwiseGradWeight {
     if (own.lane < 0) return;
     const DepthwiseTile tile = tile_of(shape, block_of(shape, index), tile_index);
     const T* const memory = reinterpret_cast<const T*>(shared);
+    T part[kRows][kColumns] = {};   // of this tile: one long chain of additions would round more
     for (std::int32_t item = own.lane; item < shape.items; item += shape.lanes) {
       const DepthwisePixels pixels = depthwise_pixels(shape, item);
       const std::int32_t count = depthwise_pixels_that_exist(shape, tile, pixels);
@@ -155,15 +156,20 @@ struct DepthwiseGradWeight {
                              pixels.row * shape.input.row_pitch + pixels.column * shape.input.column_pitch;
       const T* const output = memory + own.output + depthwise_output_offset(shape, pixels);
       if (count == R) {
-        add_pixels(shape, input, output, own);
+        add_pixels(shape, input, output, own, part);
       } else {
-        add_some_pixels(shape, input, output, count, own);
+        add_some_pixels(shape, input, output, count, own, part);
       }
+    }
+#pragma unroll
+    for (int t = 0; t < kRows; ++t) {
+#pragma unroll
+      for (int a = 0; a < kColumns; ++a) own.sum[t][a] += part[t][a];
     }
   }
 
   static CONVT_HOST_DEVICE void add_pixels(const DepthwiseGradientShape& shape, const T* input, const T* output,
-                                           Thread& own) {
+                                           const Thread& own, T (&sum)[kRows][kColumns]) {
     const std::int32_t input_pitch = kPitch ? kPitch : shape.input_pitch;
     const std::int32_t output_pitch = kPitch ? kPitch : shape.output_pitch;
     T pixel[R];
@@ -177,15 +183,17 @@ struct DepthwiseGradWeight {
       for (int m = 0; m < R + kRows - 1; ++m) value[m] = from[m * output_pitch];
 #pragma unroll
       for (int t = 0; t < kRows; ++t) {
+        T part = pixel[0] * value[t];
 #pragma unroll
-        for (int r = 0; r < R; ++r) own.sum[t][a] += pixel[r] * value[r + t];
+        for (int r = 1; r < R; ++r) part += pixel[r] * value[r + t];
+        sum[t][a] += part;
       }
     }
   }
 
   // At the end of an axis: what does not exist is multiplied with nothing, be it infinite.
   static CONVT_HOST_DEVICE void add_some_pixels(const DepthwiseGradientShape& shape, const T* input, const T* output,
-                                                std::int32_t count, Thread& own) {
+                                                std::int32_t count, const Thread& own, T (&sum)[kRows][kColumns]) {
     const std::int32_t input_pitch = kPitch ? kPitch : shape.input_pitch;
     const std::int32_t output_pitch = kPitch ? kPitch : shape.output_pitch;
     for (std::int32_t r = 0; r < count; ++r) {
@@ -194,7 +202,7 @@ struct DepthwiseGradWeight {
       for (int a = 0; a < kColumns; ++a) {
 #pragma unroll
         for (int t = 0; t < kRows; ++t) {
-          own.sum[t][a] += pixel * output[own.column[a] + (r + t) * output_pitch];
+          sum[t][a] += pixel * output[own.column[a] + (r + t) * output_pitch];
         }
       }
     }

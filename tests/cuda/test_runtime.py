@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+from contextlib import suppress
 
 import pytest
 import torch
@@ -237,24 +238,31 @@ def test_only_the_results_remain_allocated(gpu, direction):
 
 
 class Limit:
-    """At most `extra` bytes more than are reserved now; all of the GPU again afterwards."""
+    """At most `extra` bytes more than are in use now, to the next megabyte; all of the GPU again afterwards."""
 
     def __init__(self, extra):
         self.extra = extra
 
     def __enter__(self):
-        gc.collect()
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
-        total = torch.cuda.mem_get_info()[1]
+        total, reserved = torch.cuda.mem_get_info()[1], torch.cuda.memory_reserved()
+        torch.cuda.set_per_process_memory_fraction(reserved / total)
+        self.holes = []  # of blocks in use, which would hold a result
+        for megabytes in (1024, 256, 64, 16, 4, 1):
+            with suppress(torch.cuda.OutOfMemoryError):
+                while True:
+                    self.holes.append(torch.empty(megabytes << 20, dtype=torch.uint8, device="cuda"))
         torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + self.extra) / total)
 
     def __exit__(self, *_):
+        self.holes.clear()
         torch.cuda.set_per_process_memory_fraction(1.0)
 
 
 def survives(layer, operands, extra, direction):
     """A call that finds only `extra` bytes fails cleanly, and the next one with enough memory is right."""
+    gc.collect()
     before = torch.cuda.memory_allocated()
     with Limit(extra), pytest.raises(torch.cuda.OutOfMemoryError):
         run(layer, operands, direction)
