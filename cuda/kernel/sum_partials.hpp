@@ -5,8 +5,8 @@
 
 namespace convt {
 
-// The second stage of a weight gradient whose pixels were split among thread blocks: their sums are added in the order of the
-// splits, so that the result does not depend on who came first. Partial sums lie in [split][tap][in_channel][out_channel].
+// The second stage of a weight gradient whose pixels were split among thread blocks: their sums are added in an order that
+// is the splits' own, so that the result does not depend on who came first. Partial sums lie in [split][tap][in_channel][out_channel].
 struct SumShape {
   std::int64_t taps, in_channels, out_channels;   // out_channels: of a group
   std::int64_t splits;
@@ -33,16 +33,18 @@ struct SumPartials {
     const SumShape& shape = params.shape;
     const std::int64_t pitch = elements(shape);
     const T* from = params.partial + index;
-    T sum = 0;
+    // Eight sums, on their way together and of a like size: one long chain of additions would round more.
+    T part[8] = {};
     std::int64_t split = 0;
-    for (; split + 4 <= shape.splits; split += 4) {
-      T part[4];   // on their way together
+    for (; split + 8 <= shape.splits; split += 8) {
 #pragma unroll
-      for (int k = 0; k < 4; ++k) part[k] = from[(split + k) * pitch];
-#pragma unroll
-      for (int k = 0; k < 4; ++k) sum += part[k];
+      for (int k = 0; k < 8; ++k) part[k] += from[(split + k) * pitch];
     }
-    for (; split < shape.splits; ++split) sum += from[split * pitch];
+#pragma unroll
+    for (int k = 0; k < 8; ++k) {
+      if (split + k < shape.splits) part[k] += from[(split + k) * pitch];
+    }
+    const T sum = ((part[0] + part[1]) + (part[2] + part[3])) + ((part[4] + part[5]) + (part[6] + part[7]));
 
     const auto next = [&index](std::int64_t extent) {
       const std::int64_t quotient = index / extent, digit = index - quotient * extent;

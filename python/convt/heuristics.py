@@ -43,44 +43,71 @@ def choose(problem: Problem, operator: str, dtype: torch.dtype, channels_last: b
     return "native" if dtype is torch.float16 or rule(problem, dtype, channels_last) else "aten"
 
 
-def choose_cuda(problem: Problem, operator: str, dtype: torch.dtype, channels_last: bool) -> str:
+def choose_cuda(
+    problem: Problem, operator: str, dtype: torch.dtype, channels_last: bool, precision: str = "tf32"
+) -> str:
     """The backend to prefer on a GPU where both are legal, "native" or "aten".
 
-    operator is "forward", "grad_input" or "grad_weight"; channels_last tells the layout of the result.
+    operator is "forward", "grad_input" or "grad_weight"; channels_last tells the layout of the result; precision,
+    "ieee" or "tf32", counts for float32. Read off the layers of KernelBench and of the zoo's training runs, 81 in all,
+    on an H200 (docs/tuning.md): cuDNN multiplies dense layers with Hopper's own instructions, which these kernels do
+    not have yet, and wins where there are many channels and nothing to skip.
     """
     if problem.groups > 1 or dtype is torch.float64:
         return "native"
-    rules = {"forward": _cuda_forward, "grad_input": _cuda_grad_input, "grad_weight": _cuda_grad_weight}
-    return "native" if rules[operator](problem, dtype, channels_last) else "aten"
-
-
-def _cuda_forward(problem: Problem, dtype: torch.dtype, channels_last: bool) -> bool:
-    """Read off the 17 KernelBench layers on an H200 (docs/tuning.md).
-
-    cuDNN multiplies dense layers with Hopper's own instructions, which these kernels do not have yet, and wins where
-    there is much to multiply and nothing to skip.
-    """
+    strict = dtype is torch.float32 and precision == "ieee"
     half = dtype in (torch.bfloat16, torch.float16)
-    if problem.rank == 3:
-        plain = _is_strided(problem) and not _is_dilated(problem)
-        return not (plain and (half or channels_last))
-    if problem.rank == 2 and channels_last:
-        skips = _is_strided(problem) and _is_dilated(problem) and not half
-        return problem.out_channels < 32 or skips
-    wide = min(problem.in_channels, problem.out_channels) >= 64
-    if problem.rank == 2 and wide and not _is_strided(problem):
-        return not (problem.out_channels >= 128 or (half and problem.taps > 9))
-    return True
+    if math.prod(problem.input) == 1:  # the first layer of a generator: a matrix product that cuDNN does not see
+        return "native"
+    rules = {"forward": _cuda_forward, "grad_input": _cuda_grad_input, "grad_weight": _cuda_grad_weight}
+    return "native" if rules[operator](problem, strict, half, channels_last) else "aten"
 
 
-def _cuda_grad_input(problem: Problem, dtype: torch.dtype, channels_last: bool) -> bool:
-    """Not measured yet: the forward's rule, which skips and multiplies alike, but for 3-D."""
-    return problem.rank == 3 or _cuda_forward(problem, dtype, channels_last)
+def _channels(problem: Problem) -> tuple[int, int]:
+    """The fewer and the more of input and output channels."""
+    return min(problem.in_channels, problem.out_channels), max(problem.in_channels, problem.out_channels)
 
 
-def _cuda_grad_weight(problem: Problem, dtype: torch.dtype, channels_last: bool) -> bool:
-    """Not measured yet: as grad_input."""
-    return problem.rank == 3 or _cuda_forward(problem, dtype, channels_last)
+def _cuda_forward(problem: Problem, strict: bool, half: bool, channels_last: bool) -> bool:
+    few, many = _channels(problem)
+    strided, dilated = _is_strided(problem), _is_dilated(problem)
+    if strict:
+        return problem.in_channels <= 192
+    if channels_last:
+        if half:
+            return few <= 4 or (dilated and not strided)
+        return few <= 4 or dilated or (problem.rank == 3 and problem.in_channels <= 48)
+    if half:
+        return (few <= 48 and many <= 64) or (problem.rank == 3 and not strided)
+    return (few <= 48 and many <= 64) or few <= 4 or dilated or (not strided and problem.out_channels < 128)
+
+
+def _cuda_grad_input(problem: Problem, strict: bool, half: bool, channels_last: bool) -> bool:
+    few, many = _channels(problem)
+    strided = _is_strided(problem)
+    if few <= 4:  # a reduction over few channels wastes most of what tensor cores multiply
+        return False
+    if strict:
+        return channels_last or not strided or problem.taps >= 16 or many <= 64
+    if channels_last:
+        return problem.rank == 3 and not strided
+    if half:
+        return few <= 48 or (problem.rank == 3 and not strided)
+    return few <= 48 or (not strided and many > 64)
+
+
+def _cuda_grad_weight(problem: Problem, strict: bool, half: bool, channels_last: bool) -> bool:
+    few, many = _channels(problem)
+    strided = _is_strided(problem)
+    if few <= 4:
+        return False
+    if strict:
+        return few <= 256
+    if channels_last:
+        return not half and (not strided or (problem.rank == 3 and _is_dilated(problem)))
+    if half:
+        return few <= 16 or (few <= 48 and many > 64)
+    return problem.in_channels <= 96
 
 
 def _pixels(problem: Problem) -> int:

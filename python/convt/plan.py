@@ -96,11 +96,18 @@ def cuda_traits(device: torch.device) -> dict[str, Any] | None:
 
 
 def score(
-    backend: str, problem: Problem, operator: str, dtype: torch.dtype, channels_last: bool, device: torch.device
+    backend: str,
+    problem: Problem,
+    operator: str,
+    dtype: torch.dtype,
+    channels_last: bool,
+    device: torch.device,
+    precision: str,
 ) -> float:
     """Preference among the legal backends; the highest wins."""
-    choose = heuristics.choose_cuda if device.type == "cuda" else heuristics.choose
-    return float(choose(problem, operator, dtype, channels_last) == backend)
+    if device.type == "cuda":
+        return float(heuristics.choose_cuda(problem, operator, dtype, channels_last, precision) == backend)
+    return float(heuristics.choose(problem, operator, dtype, channels_last) == backend)
 
 
 @lru_cache(maxsize=4096)
@@ -111,10 +118,12 @@ def plan(
     device: torch.device | str = "cpu",
     channels_last: bool = False,
     requested: str = "auto",
+    precision: str = "tf32",
 ) -> Plan:
     """Choose the backend for one operator ("forward", "grad_input", "grad_weight") of a problem.
 
-    channels_last tells the layout of the result; requested is the convt.backend setting. On a GPU the strides of a call
+    channels_last tells the layout of the result; requested is the convt.backend setting, precision "ieee" or "tf32" how
+    a GPU multiplies float32. On a GPU the strides of a call
     have a say as well: see plan_of_call. Raises RuntimeError when the requested backend cannot run on the device.
     """
     device = torch.device(device)
@@ -124,7 +133,7 @@ def plan(
         raise RuntimeError(
             _complaint(operator, "; ".join(f"{name}: {why}" for name, why in refusals.items()), requested)
         )
-    best = max(legal, key=lambda name: score(name, problem, operator, dtype, channels_last, device))
+    best = max(legal, key=lambda name: score(name, problem, operator, dtype, channels_last, device, precision))
     if best == requested:
         reason = f"forced by convt.backend({requested!r})"
     elif len(legal) == 1:
@@ -214,7 +223,7 @@ def plan_of_call(
     Where no kernel can compute it "auto" is ATen, with the reason. Raises RuntimeError when "native" is asked for then,
     and ValueError when a forced kernel cannot: who forces it does not want to measure another one.
     """
-    choice = plan(problem, operator, dtype, device, channels_last, requested)
+    choice = plan(problem, operator, dtype, device, channels_last, requested, precision)
     if kernel is not None and choice.backend != "native" and "native" in candidates(requested):
         reason = refusal("native", problem, device)
         if reason is not None:

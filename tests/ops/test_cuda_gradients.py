@@ -213,6 +213,7 @@ def keys(device=DEVICE):
 
 def test_auto_leaves_it_to_aten_with_the_reason(player, capfd, monkeypatch):
     monkeypatch.setenv("CONVT_PRINT_PLAN", "1")
+    monkeypatch.setattr(planning.heuristics, "choose_cuda", lambda *_: "native")
     player.refuses = {"grad_input": ELSEWHERE}
     call = operators._grad_input_call(*keys(), False, "auto")
     assert not call.native and call.cuda is None and str(call.choice) == f"aten (native: {ELSEWHERE})"
