@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -153,10 +155,26 @@ def test_random_problems(operator, config):
     is_the_definition()
 
 
-@pytest.mark.parametrize("barrier", [0, 1])
+# The names in cuda/kernel/weight_gemm.hpp, and what a barrier separates.
+BARRIERS = {
+    "Table": "tables from the loads that use them, which other threads do",
+    "Box": "a box and its tables from its products and loads, and these from the next box but one",
+}
+
+
+def barriers() -> dict[str, int]:
+    """Numbers of the barriers by name."""
+    text = (Path(__file__).parents[2] / "cuda" / "kernel" / "weight_gemm.hpp").read_text()
+    return {name: int(value) for name, value in re.findall(r"\bk(\w+?)Barrier = (\d+);", text)}
+
+
+def test_every_barrier_has_its_test():
+    assert set(barriers()) == set(BARRIERS) and len(set(barriers().values())) == len(BARRIERS)
+
+
+@pytest.mark.parametrize("barrier", BARRIERS)
 @pytest.mark.parametrize("config", CONFIGS["grad_weight"])
 def test_without_a_barrier(config, barrier):
-    """Tables before the loads that use them; a box before its products, and these before the next but one."""
     shown = []
     for operand in operands_of(config, "grad_weight"):
         for wanted in (problem(1, (40, 40), (31, 29), 3, padding=1), problem(2, (24, 40), (19, 17), 4, 2, padding=1)):
@@ -165,12 +183,12 @@ def test_without_a_barrier(config, barrier):
             assert call.error(kept) <= 1
             for schedule in SCHEDULES[::2]:
                 try:
-                    result, _ = call.play(schedule, barrier)
+                    result, _ = call.play(schedule, barriers()[barrier])
                     shown.append(not bool((call.bits(result) == call.bits(kept)).all()))
                 except (IndexError, RuntimeError) as error:
                     assert "memory" in str(error)
                     shown.append(True)
-    assert any(shown), "not needed"
+    assert any(shown), f"not needed: {BARRIERS[barrier]}"
 
 
 @pytest.mark.parametrize("config", CONFIGS["grad_weight"])
