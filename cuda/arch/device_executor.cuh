@@ -118,9 +118,7 @@ class DeviceWarp {
     T value;
 #pragma unroll
     for (int word = 0; word < int(sizeof(T) / 4); ++word) {
-      asm volatile("ld.b32 %0, [%1];"
-                   : "=r"(reinterpret_cast<std::uint32_t*>(&value)[word])
-                   : "l"(source + word * 4));
+      asm volatile("ld.b32 %0, [%1];" : "=r"(reinterpret_cast<std::uint32_t*>(&value)[word]) : "l"(source + word * 4));
     }
     return value;
   }
