@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 from torch.nn import Parameter
 
-from . import _C, settings
+from . import _C, operators, settings
 from .eager import entry
 from .ops import OUTPUT, PUBLIC, Form, differentiable
 from .problem import LARGEST, Geometry, Ints
@@ -24,6 +24,11 @@ _is_tensor_like: Callable[[object], bool] = torch.overrides.is_tensor_like
 _PLAIN = frozenset((Tensor, Parameter))
 _function_modes = torch._C._len_torch_function_stack
 _any_autocast = torch._C._is_any_autocast_enabled
+_ATEN: dict[int, Callable[..., Tensor]] = {
+    1: torch.conv_transpose1d,
+    2: torch.conv_transpose2d,
+    3: torch.conv_transpose3d,
+}
 _tracing = torch._C._get_tracing_state
 _functorch_active = torch._C._are_functorch_transforms_active
 
@@ -88,6 +93,8 @@ def _conv_transpose(
         and input.dim() == rank + 2 == weight.dim()
         and not (_functorch_active() or _function_modes() or _any_autocast() or _tracing())
     ):
+        if input.is_cuda and operators.is_atens(input, weight, bias, geometry):
+            return _ATEN[rank](input, weight, bias, *geometry)
         return differentiable(OUTPUT, input, weight, bias, Form(geometry))
     for name, value in (("input", input), ("weight", weight), ("bias", bias)):
         if not (_is_tensor_like(value) or (value is None and name == "bias")):

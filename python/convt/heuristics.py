@@ -63,6 +63,15 @@ def choose_cuda(
     return "native" if rules[operator](problem, strict, half, channels_last) else "aten"
 
 
+def is_light(problem: Problem, dtype: torch.dtype) -> bool:
+    """Whether a step of training takes a GPU about as long as Python takes to lead it through kernels of two kinds."""
+    elements = problem.batch * (
+        problem.in_channels * math.prod(problem.input) + problem.out_channels * math.prod(problem.output)
+    )
+    # Forward and both gradients, at what cuDNN reaches on an H200.
+    return 6 * problem.macs / 2e14 + 3 * elements * dtype.itemsize / 3e12 < 150e-6
+
+
 def _channels(problem: Problem) -> tuple[int, int]:
     """The fewer and the more of input and output channels."""
     return min(problem.in_channels, problem.out_channels), max(problem.in_channels, problem.out_channels)

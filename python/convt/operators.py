@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
-from . import _C, settings
-from .plan import Plan, Strides, plan, plan_of_call
+from . import _C, heuristics, settings
+from .plan import OPERATORS, Plan, Strides, plan, plan_of_call
 from .problem import (
     RANKS,
     Geometry,
@@ -335,6 +336,36 @@ def joint_backward(input: OperandKey, weight: OperandKey, geometry: Geometry, ba
         return None
     stride, padding, output_padding, groups, dilation = geometry
     return stride, padding, dilation, True, output_padding, groups, (True, True, False)
+
+
+def is_atens(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> bool:
+    """Whether a call on a GPU, with the derivatives that it records, is best left to ATen altogether.
+
+    Its own autograd node then runs the backward, without a line of Python between autograd and cuDNN.
+    """
+    if settings._backend != "auto" or settings.precision_is_overridden() or any(settings._kernels.values()):
+        return False
+    if forward_ad._current_level >= 0:
+        return False
+    recorded = torch.is_grad_enabled() and (
+        input.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
+    )
+    precision = settings.current_precision() if input.dtype is torch.float32 else "ieee"
+    keys = operand(input), operand(weight), None if bias is None else operand(bias)
+    return _is_atens(*keys, geometry, precision, recorded)
+
+
+@lru_cache(maxsize=4096)
+def _is_atens(
+    input: OperandKey, weight: OperandKey, bias: OperandKey | None, geometry: Geometry, precision: str, recorded: bool
+) -> bool:
+    problem, channels_last = check_forward(input, weight, bias, geometry)
+    head = Operand(*input)
+    if channels_last or problem.batch == 0:  # the documented strides of gradients are ours to keep
+        return False
+    names = OPERATORS if recorded else OPERATORS[:1]
+    plans = {plan(problem, name, head.dtype, head.device, False, "auto", precision).backend for name in names}
+    return plans == {"aten"} or (len(plans) == 2 and heuristics.is_light(problem, head.dtype))
 
 
 def gradients(
