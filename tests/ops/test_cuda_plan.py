@@ -65,6 +65,26 @@ def test_the_rule_for_gpus(operator):
     assert strict == "native", "cuDNN has nothing but CUDA cores for float32 that is not rounded"
 
 
+def test_layers_that_are_pytorchs_altogether(machine):
+    """All operators that a call records, or some of them where a step is too short to lead it through Python."""
+
+    def left(problem, recorded, dtype=torch.float32, precision="tf32"):
+        geometry = Geometry(problem.stride, problem.padding, problem.output_padding, problem.groups, problem.dilation)
+        keys = key(problem.input_size, dtype), key(problem.weight_size, dtype), None
+        return operators._is_atens(*keys, geometry, precision, recorded)
+
+    assert left(WIDE, True) and left(WIDE, False)
+    assert not left(WIDE, True, precision="ieee") and not left(GROUPED, True) and not left(NARROW, True)
+    thin = with_geometry((64, 64, 32, 32), (64, 3, 4, 4), stride=(2, 2), padding=(1, 1))
+    assert {heuristics.choose_cuda(thin, name, torch.float32, False) for name in planning.OPERATORS} == {
+        "native",
+        "aten",
+    }
+    assert heuristics.is_light(thin, torch.float32) and left(thin, True) and not left(thin, False)
+    large = with_geometry((128, 64, 128, 128), (64, 3, 4, 4), stride=(2, 2), padding=(1, 1))
+    assert not heuristics.is_light(large, torch.float32) and not left(large, True)
+
+
 def test_plans_belong_to_a_device(machine):
     assert plan(PROBLEM, "forward", torch.float32, torch.device("cuda", 1)).backend == "native"
     old = plan(PROBLEM, "forward", torch.float32, torch.device("cuda", 0))
