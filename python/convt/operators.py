@@ -338,18 +338,21 @@ def joint_backward(input: OperandKey, weight: OperandKey, geometry: Geometry, ba
     return stride, padding, dilation, True, output_padding, groups, (True, True, False)
 
 
-def is_atens(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> bool:
+def is_atens(
+    input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, recorded: bool | None = None
+) -> bool:
     """Whether a call on a GPU, with the derivatives that it records, is best left to ATen altogether.
 
     Its own autograd node then runs the backward, without a line of Python between autograd and cuDNN.
     """
-    if settings._backend != "auto" or settings.precision_is_overridden() or any(settings._kernels.values()):
+    if settings._backend != "auto" or settings.precision_differs() or any(settings._kernels.values()):
         return False
     if forward_ad._current_level >= 0:
         return False
-    recorded = torch.is_grad_enabled() and (
-        input.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
-    )
+    if recorded is None:
+        recorded = torch.is_grad_enabled() and (
+            input.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
+        )
     precision = settings.current_precision() if input.dtype is torch.float32 else "ieee"
     keys = operand(input), operand(weight), None if bias is None else operand(bias)
     return _is_atens(*keys, geometry, precision, recorded)

@@ -146,6 +146,11 @@ def precision_is_overridden() -> bool:
     return _precision is not None
 
 
+def precision_differs() -> bool:
+    """Whether a convt.precision context asks for another precision than PyTorch's own switch."""
+    return _precision is not None and _precision != _torch_precision()
+
+
 # torch.backends.cudnn.conv.fp32_precision without three attribute look-ups: it is asked on every float32 call on a GPU.
 _get_fp32_precision = getattr(torch._C, "_get_fp32_precision_getter", None)
 

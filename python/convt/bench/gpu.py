@@ -334,6 +334,9 @@ def _calls(case: Case, operands: rivals.Operands) -> list[operators.Call]:
         key = operand(rest[0])
         calls.append(operators._grad_input_call(key, keys[1], geometry, last, *to_input))
         calls.append(operators._grad_weight_call(key, keys[0], tuple(weight.shape[2:]), geometry, last, *to_weight))
+    if input.is_cuda and operators.is_atens(input, weight, operands.bias, geometry, recorded=bool(rest)):
+        whole = plan.Plan("aten", "rule for GPUs, for all operators of the call")
+        calls = [call._replace(native=False, cuda=None, choice=whole) for call in calls]
     return calls
 
 
