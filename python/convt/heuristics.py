@@ -50,7 +50,7 @@ def choose_cuda(
 
     operator is "forward", "grad_input" or "grad_weight"; channels_last tells the layout of the result; precision,
     "ieee" or "tf32", counts for float32. Read off the layers of KernelBench and of the zoo's training runs, 81 in all,
-    on an H200 (docs/tuning.md): cuDNN multiplies dense layers with Hopper's own instructions, which these kernels do
+    on an H200 (docs/training.md): cuDNN multiplies dense layers with Hopper's own instructions, which these kernels do
     not have yet, and wins where there are many channels and nothing to skip.
     """
     if problem.groups > 1 or dtype is torch.float64:
@@ -84,7 +84,7 @@ def _cuda_forward(problem: Problem, strict: bool, half: bool, channels_last: boo
         return problem.in_channels <= 192
     if channels_last:
         if half:
-            return few <= 4 or (dilated and not strided)
+            return few <= 4 or dilated
         return few <= 4 or dilated or (problem.rank == 3 and problem.in_channels <= 48)
     if half:
         return (few <= 48 and many <= 64) or (problem.rank == 3 and not strided)
@@ -116,7 +116,7 @@ def _cuda_grad_weight(problem: Problem, strict: bool, half: bool, channels_last:
         return not half and (not strided or (problem.rank == 3 and _is_dilated(problem)))
     if half:
         return few <= 16 or (few <= 48 and many > 64)
-    return problem.in_channels <= 96
+    return problem.in_channels <= 96 and not (problem.rank == 3 and strided and not _is_dilated(problem))
 
 
 def _pixels(problem: Problem) -> int:

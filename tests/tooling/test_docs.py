@@ -14,8 +14,8 @@ from convt import cli
 from convt.bench import record, tables
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/kernels.md", "docs/math.md", "docs/tuning.md")
-WITH_TABLES = ("README.md", "docs/tuning.md")
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/kernels.md", "docs/math.md", "docs/training.md", "docs/tuning.md")
+WITH_TABLES = ("README.md", "docs/training.md", "docs/tuning.md")
 
 
 def text_of(name: str) -> str:
@@ -31,7 +31,7 @@ def code_blocks(name: str, language: str) -> list[str]:
 
 @pytest.mark.parametrize("name", WITH_TABLES)
 def test_tables_are_what_the_results_make(name):
-    """`convt bench table --update README.md docs/tuning.md` writes them."""
+    """`convt bench table --update README.md docs/training.md docs/tuning.md` writes them."""
     document = ROOT / name
     if absent := tables.missing(document):
         pytest.skip(f"not measured yet: {', '.join(str(path.relative_to(ROOT)) for path in absent)}")
@@ -44,7 +44,7 @@ def test_every_place_for_a_table_is_closed(name):
     assert text.count("<!-- convt bench table ") == len(tables._places(ROOT / name)) == text.count("<!-- end of table")
 
 
-@pytest.mark.parametrize("name", ("README.md", "docs/tuning.md"))
+@pytest.mark.parametrize("name", WITH_TABLES)
 def test_comments_ask_as_the_command_does(name):
     for asked in re.findall(r"<!-- (convt bench table .*?) -->", text_of(name)):
         options = cli._parser().parse_args(shlex.split(asked)[1:])
