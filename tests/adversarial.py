@@ -14,7 +14,7 @@ from reference import CASES, Case, case, conv_transpose
 
 FUNCTIONS = {1: convt.conv_transpose1d, 2: convt.conv_transpose2d, 3: convt.conv_transpose3d}
 # Every CUDA kernel that can be forced.
-FORCED = (*KERNELS[1:], *_C.cuda_configs())
+FORCED = (*KERNELS[1:], *_C.cuda_configs(), *_C.cuda_configs("grad_weight"))
 # dtype, and how float32 is multiplied.
 PRECISIONS = (
     (torch.float32, "ieee"),

@@ -38,7 +38,7 @@ def _one_of(argument: str, value: object, legal: tuple[str, ...]) -> str:
 
 def kernel_name(name: str) -> str:
     """The name itself when a CUDA kernel or configuration is called so; ValueError with the legal names otherwise."""
-    return _one_of("kernel", name, (*KERNELS, *_C.cuda_configs()))
+    return _one_of("kernel", name, (*KERNELS, *_C.cuda_configs(), *_C.cuda_configs("grad_weight")))
 
 
 class backend(ContextDecorator):
@@ -89,8 +89,8 @@ class forced_kernel(ContextDecorator):
     """Force the CUDA kernel of operators inside a `with` block or a decorated function: for tests and benches.
 
     name is a family ("implicit_gemm", "depthwise", "simt") or a configuration of the first ("64x256x16", ...,
-    convt._C.cuda_configs() lists them); None leaves the choice to the cost model. operators, one name or several, are
-    those that it holds for ("forward", "grad_input", "grad_weight"; by default all of them): contexts for different
+    convt._C.cuda_configs(operator) lists them); None leaves the choice to the cost model. operators, one name or
+    several, are those that it holds for ("forward", "grad_input", "grad_weight"; by default all of them): contexts for different
     operators add up. Like convt.precision it holds for what runs meanwhile, so a backward pass inside of it is forced
     as well.
 
