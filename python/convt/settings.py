@@ -90,9 +90,9 @@ class forced_kernel(ContextDecorator):
 
     name is a family ("implicit_gemm", "depthwise", "simt") or a configuration of the first ("64x256x16", ...,
     convt._C.cuda_configs(operator) lists them); None leaves the choice to the cost model. operators, one name or
-    several, are those that it holds for ("forward", "grad_input", "grad_weight"; by default all of them): contexts for different
-    operators add up. Like convt.precision it holds for what runs meanwhile, so a backward pass inside of it is forced
-    as well.
+    several, are those that it holds for ("forward", "grad_input", "grad_weight"; by default all of them): contexts for
+    different operators add up. Like convt.precision it holds for what runs meanwhile, so a backward pass inside of it
+    is forced as well.
 
     Nothing else ever computes what a kernel is forced for: a call whose problem it cannot compute raises ValueError
     with the reason, also in the middle of a backward pass. To force a configuration of the forward and train with it,

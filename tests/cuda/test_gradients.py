@@ -234,7 +234,7 @@ def test_forced_kernels_are_accurate(device, kernel, operator):
             theirs = gradients(THEIRS[layer.rank], tensors, grad_output, layer.keywords)[which]
         rivals = {
             # PyTorch's few roundings of a sum of few terms are less than a tensor core's: see test_accuracy.py.
-            "ieee": (2.5 if layer.name == "2d-depthwise" else 2.0, theirs),
+            "ieee": (2.5 if layer.name in ("2d-depthwise", "2d-pixel") else 2.0, theirs),
             "tf32": (1.1, gradients(conv_transpose, rounded[:2], rounded[2], layer.keywords)[which]),
         }
         for precision, (factor, rival) in rivals.items():
@@ -304,15 +304,14 @@ def test_a_frozen_tensor_launches_nothing(device, monkeypatch, frozen):
     launched, run = [], _C.cuda_run
     monkeypatch.setattr(_C, "cuda_run", lambda plan, *pointers: (launched.append(plan), run(plan, *pointers))[1])
     torch.cuda.synchronize()
-    torch.cuda.empty_cache()  # left-over blocks that are a little too large count whole
     torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
+    before = torch.cuda.memory_stats()["requested_bytes.all.current"]
     with convt.backend("native"):
         (grad,) = torch.autograd.grad(output, tensors[1 - frozen], grad_output)
     torch.cuda.synchronize()
     (plan,) = launched
     needed = grad.numel() * grad.element_size() + plan.workspace_bytes
-    assert torch.cuda.max_memory_allocated() - before <= needed + 4 * 512
+    assert torch.cuda.memory_stats()["requested_bytes.all.peak"] - before <= needed
 
 
 @ON_A_GPU

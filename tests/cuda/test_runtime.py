@@ -229,6 +229,7 @@ def test_operands_on_different_devices_are_refused(gpu):
 def test_only_the_results_remain_allocated(gpu, direction):
     for layer, dtype in LAYERS:
         operands = tensors(layer, dtype, direction)
+        gc.collect()
         before = torch.cuda.memory_allocated()
         results = run(layer, operands, direction)
         sizes = [result.numel() * result.element_size() for result in results]
