@@ -11,14 +11,23 @@ const char* GemmCost::bound() const {
   return names[std::max_element(terms, terms + 5) - terms];
 }
 
-namespace {
-
 std::int64_t shared_capacity(const DeviceTraits& device, std::int64_t blocks) {
   constexpr std::int64_t reserved = 1024;   // per block, by the driver
   return std::min(device.shared_per_block, device.shared_per_multiprocessor / blocks - reserved);
 }
 
-}  // namespace
+double memory_time(const Problem& problem, double element_bytes, double further, const DeviceTraits& device) {
+  return (double(problem.batch * problem.out_channels * problem.output_pixels()) * element_bytes +
+          double(problem.batch * problem.in_channels * problem.input_pixels()) * element_bytes +
+          double(problem.in_channels * problem.group_out_channels() * problem.taps()) * element_bytes + further) /
+         device.memory_gbs * 1e-3;
+}
+
+double overlapped(const GemmCost& cost) {
+  double power = 0;
+  for (double term : {cost.tensor, cost.shared, cost.issue, cost.l2, cost.memory}) power += term * term * term * term;
+  return std::sqrt(std::sqrt(power));
+}
 
 std::int64_t pixel_capacity(const TileConfig& config, Operand operand, const DeviceTraits& device, std::int64_t blocks,
                             bool interleaved) {
@@ -161,18 +170,12 @@ std::optional<GemmCost> cost_of(const GemmWork& work, std::vector<BlockShifts>& 
   cost.issue = issue / 4 * share;
   cost.l2 = l2 / l2_bytes_per_cycle * share;
   cost.bytes = l2 * positions + 2 * partial;
-  cost.memory = (double(problem.batch * problem.out_channels * problem.output_pixels()) * bytes +
-                 double(problem.batch * problem.in_channels * problem.input_pixels()) * bytes +
-                 double(problem.in_channels * problem.group_out_channels() * problem.taps()) * bytes + 2 * partial) /
-                device.memory_gbs * 1e-3;
+  cost.memory = memory_time(problem, bytes, 2 * partial, device);
   // What a thread block waits for alone: first patch and filter, barriers, the way out. Neighbours hide their share of it.
   const double resident = std::min<double>(work.blocks, per_sm);
   const double latency = per_sm * (2500 + steps / each * 90) / resident * cycle;
-  // Units overlap, but not perfectly: a 4-norm of what each needs.
-  double power = 0;
-  for (double term : {cost.tensor, cost.shared, cost.issue, cost.l2, cost.memory}) power += term * term * term * term;
   // Prologue and epilogue do not overlap with their own thread block's products.
-  cost.total = std::sqrt(std::sqrt(power)) + aside / 4 * share + latency + 4.0;
+  cost.total = overlapped(cost) + aside / 4 * share + latency + 4.0;
   return cost;
 }
 

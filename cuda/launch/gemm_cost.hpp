@@ -9,6 +9,17 @@
 // What a candidate of the implicit GEMM would take, for choosing among them.
 namespace convt {
 
+inline constexpr double kMaxPartialBytes = 64 << 20;   // of sums that are split
+
+// What thread blocks may have each so that `blocks` of them fit a multiprocessor, bytes.
+std::int64_t shared_capacity(const DeviceTraits& device, std::int64_t blocks);
+
+// Microseconds to move every tensor of a problem, and `further` bytes, once.
+double memory_time(const Problem& problem, double element_bytes, double further, const DeviceTraits& device);
+
+// Units overlap, but not perfectly: a 4-norm of what each needs.
+double overlapped(const GemmCost& cost);
+
 // Thread blocks that a multiprocessor holds: as many as the configuration was made for, fewer where shared memory is
 // small. 0: not even one.
 int blocks_that_fit(const TileConfig& config, Operand operand, const DeviceTraits& device);

@@ -38,8 +38,6 @@ Operand operand_of(DType dtype, Precision precision) {
 
 namespace {
 
-constexpr std::int64_t kMaxPartialBytes = 64 << 20;
-
 // What a candidate's time depends on.
 struct Candidate {
   Origins origin{};
@@ -93,13 +91,6 @@ std::vector<std::int32_t> channel_blocks(std::int64_t channels, std::int32_t row
 QGrid grid_of(const GemmShape& shape, const Origins& origin, int axis) {
   if (shape.op == Operator::grad_input) return {0, shape.axes[axis].output};
   return q_grid(shape.problem.axes[axis], origin[axis]);
-}
-
-bool whole_vectors(const Strides& strides, int channel_axis, int vector) {
-  for (int axis = 0; axis < int(strides.size()); ++axis) {
-    if (axis != channel_axis && strides[axis] % vector != 0) return false;
-  }
-  return strides[channel_axis] == 1;
 }
 
 std::variant<GemmPlan, std::string> build(const GemmWork& work, const Candidate& choice,
@@ -159,13 +150,13 @@ std::variant<GemmPlan, std::string> build(const GemmWork& work, const Candidate&
   params.chunks = std::int32_t(ceil_div(params.in_channels, work.config.planes * vector));
   params.steps = tables.steps;
   params.splits = choice.splits;
-  params.input_vectors = whole_vectors(shape.input, 1, vector) && params.in_channels % vector == 0;
+  params.input_vectors = whole_vectors(shape.input, shape.in_channels, vector);
   params.by_phase_blocks = FastDivisor(params.phase_blocks);
   params.by_channel_blocks = FastDivisor(params.channel_blocks);
   params.by_splits = FastDivisor(params.splits);
   params.output_channels_inner = channels_inner;
-  params.output_vectors = params.output_channels_inner && whole_vectors(shape.output, 1, vector) &&
-                          params.out_channels % vector == 0 && params.block_channels % vector == 0;
+  params.output_vectors =
+      channels_inner && whole_vectors(shape.output, shape.out_channels, vector) && params.block_channels % vector == 0;
 
   params.direct = direct_elements(shape, choice.box);
   const auto* groups = reinterpret_cast<const ShiftGroup*>(plan.tables.data() + params.table.groups);
@@ -220,12 +211,12 @@ std::variant<GemmPlan, std::string> build(const GemmWork& work, const Candidate&
   return plan;
 }
 
-std::string refusal(const Request& request) {
-  const Problem& problem = request.problem;
-  if (request.op == Operator::grad_weight) return "a weight gradient is another product";
+}  // namespace
+
+std::string gemm_refusal(const Request& request) {
   if (request.dtype == DType::float64) return "tensor cores of this family do not multiply float64";
   double phases = 1, taps = 1;
-  for (const Axis& axis : problem.axes) {
+  for (const Axis& axis : request.problem.axes) {
     phases *= double(axis.stride);
     taps *= double(axis.filter);
     if (axis.dilation * (axis.filter - 1) / axis.stride > std::numeric_limits<std::int32_t>::max() / 4) {
@@ -237,11 +228,10 @@ std::string refusal(const Request& request) {
   return "";
 }
 
-}  // namespace
-
 std::variant<GemmPlan, std::string> plan_gemm(const Request& request, const DeviceTraits& device,
                                               const TileConfig& config) {
-  if (const std::string reason = refusal(request); !reason.empty()) return reason;
+  if (request.op == Operator::grad_weight) return "a weight gradient is another product";
+  if (const std::string reason = gemm_refusal(request); !reason.empty()) return reason;
   const Operand operand = operand_of(request.dtype, request.precision);
   if (!config.has(operand)) return kNoRegisters;
   const GemmShape shape = gemm_shape(request);

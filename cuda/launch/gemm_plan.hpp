@@ -47,6 +47,9 @@ std::string name_of(const TileConfig& config);
 
 Operand operand_of(DType dtype, Precision precision);   // dtype is not float64
 
+// Why tensor cores compute no operator of a problem; empty when they may.
+std::string gemm_refusal(const Request& request);
+
 // The best plan of a configuration, or why it has none.
 std::variant<GemmPlan, std::string> plan_gemm(const Request& request, const DeviceTraits& device,
                                               const TileConfig& config);

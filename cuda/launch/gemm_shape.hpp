@@ -47,4 +47,12 @@ inline GemmShape gemm_shape(const Request& request) {
   return shape;
 }
 
+// Whether channels lie in aligned vectors of 16 bytes, and there are no others.
+inline bool whole_vectors(const Strides& strides, std::int64_t channels, int vector) {
+  for (int axis = 0; axis < int(strides.size()); ++axis) {
+    if (axis != 1 && strides[axis] % vector != 0) return false;
+  }
+  return strides[1] == 1 && channels % vector == 0;
+}
+
 }  // namespace convt

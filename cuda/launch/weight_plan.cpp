@@ -5,7 +5,7 @@
 #include <limits>
 #include <optional>
 
-#include "launch/gemm_tables.hpp"
+#include "launch/gemm_cost.hpp"
 
 namespace convt {
 
@@ -27,7 +27,6 @@ const std::vector<WeightConfig>& weight_configs() {
 
 namespace {
 
-constexpr double kMaxPartialBytes = 64 << 20;
 constexpr std::int64_t kUnlimited = std::numeric_limits<std::int32_t>::max();
 
 struct Work {
@@ -38,10 +37,23 @@ struct Work {
   Operand operand;
   int blocks;                     // that a multiprocessor holds
 
+  double weights() const {
+    return double(shape.problem.taps() * shape.problem.in_channels * shape.problem.group_out_channels());
+  }
+  // Blocks of rows, channels and taps.
+  double tiles(std::int64_t octets_of_block, std::size_t tap_blocks) const {
+    return double(shape.problem.groups * row_blocks() * ceil_div(octets(), octets_of_block)) * double(tap_blocks);
+  }
   std::int64_t octets() const { return ceil_div(shape.in_channels, kOctet); }
   std::int64_t row_blocks() const { return ceil_div(shape.out_channels, config.rows); }
   std::int64_t planes(std::int64_t octets) const { return octets * kOctet / operand_vector(operand); }
 };
+
+double boxes_of(const std::int64_t (&q)[kTileAxes], const TileBox& box) {
+  double boxes = 1;
+  for (int axis = 0; axis < kTileAxes; ++axis) boxes *= double(ceil_div(q[axis], box.tile[axis]));
+  return boxes;
+}
 
 struct Candidate {
   std::int32_t octets = 0;
@@ -56,11 +68,6 @@ std::int64_t shared_of(const Work& work, std::int64_t octets, std::int64_t pixel
   return weight_shared(work.config, work.operand, std::int32_t(pixels), std::int32_t(work.planes(octets)),
                        work.shape.axes[2].step > 1)
       .bytes;
-}
-
-std::int64_t shared_capacity(const DeviceTraits& device, std::int64_t blocks) {
-  constexpr std::int64_t reserved = 1024;   // per block, by the driver
-  return std::min(device.shared_per_block, device.shared_per_multiprocessor / blocks - reserved);
 }
 
 // docs/kernels.md explains every term. Cycles are a multiprocessor's, for one box of one thread block.
@@ -90,10 +97,7 @@ GemmCost cost_of(const Work& work, const Candidate& choice, const std::int64_t (
   const double l2 = elements * bytes * (gathers ? 1 + 24 / (row_pixels * bytes) : 1) +
                     (config.pixels / double(choice.box.tile[3])) * channels * (gathers ? 16 : 0);
 
-  double boxes = 1;
-  for (int axis = 0; axis < kTileAxes; ++axis) boxes *= double(ceil_div(q[axis], choice.box.tile[axis]));
-  const double tiles = double(problem.groups * work.row_blocks() * ceil_div(work.octets(), choice.octets)) *
-                       double(choice.groups.size());
+  const double boxes = boxes_of(q, choice.box), tiles = work.tiles(choice.octets, choice.groups.size());
   const double each = std::ceil(boxes / double(choice.splits));       // boxes of a thread block
   const double resident =
       std::max(1.0, std::min(std::floor(double(work.device.shared_per_multiprocessor) /
@@ -107,24 +111,19 @@ GemmCost cost_of(const Work& work, const Candidate& choice, const std::int64_t (
   cost.shared = shared * all;
   cost.issue = issue / 4 * all;
   cost.l2 = l2 / 40 * all;
-  const double weights = double(problem.taps() * problem.in_channels * problem.group_out_channels());
-  const double partial = choice.splits > 1 ? 8 * weights * double(choice.splits) : 0;   // written and read
+  const double partial = choice.splits > 1 ? 8 * work.weights() * double(choice.splits) : 0;   // written and read
   cost.bytes = l2 * boxes * tiles + partial;
-  cost.memory = (double(problem.batch * problem.out_channels * problem.output_pixels()) * bytes +
-                 double(problem.batch * problem.in_channels * problem.input_pixels()) * bytes + weights * bytes) /
-                work.device.memory_gbs * 1e-3;
-  double power = 0;
-  for (double term : {cost.tensor, cost.shared, cost.issue, cost.l2, cost.memory}) power += term * term * term * term;
+  cost.memory = memory_time(problem, bytes, 0, work.device);
   // A box takes no less than its barrier and the latency of what is fetched behind it.
   const double latency = per_sm / std::min(resident, per_sm) * (3000 + each * 400) * cycle;
   // Partial sums stay in L2 mostly; their sum is a launch of its own.
   const double second = choice.splits > 1 ? 2.5 + partial / 4.0e6 + double(choice.splits) * 0.01 : 0;
-  cost.total = std::sqrt(std::sqrt(power)) + latency + second + 3.0;
+  cost.total = overlapped(cost) + latency + second + 3.0;
   return cost;
 }
 
-std::vector<std::int64_t> splits_of(const Work& work, double tiles, double boxes, double weights) {
-  const double most = std::min(boxes, std::max(1.0, kMaxPartialBytes / (4 * weights)));
+std::vector<std::int64_t> splits_of(const Work& work, double tiles, double boxes) {
+  const double most = std::min(boxes, std::max(1.0, kMaxPartialBytes / (4 * work.weights())));
   std::vector<std::int64_t> made = {1};
   for (const double fill : {0.5, 1.0, 2.0, 3.0, 4.0}) {
     const double splits = std::floor(fill * work.device.multiprocessors * work.blocks / tiles);
@@ -141,6 +140,7 @@ std::optional<Candidate> best_of(const Work& work, std::int64_t capacity_cut) {
   std::int64_t q[kTileAxes] = {work.shape.problem.batch};
   for (int axis = 0; axis < kAxes; ++axis) q[1 + axis] = work.shape.axes[axis].output;
   const std::vector<TileBox> candidates = boxes(work.config.pixels, q);
+  const BlockShifts every = block_shifts(work.shape, {}, kMmaRows, 1)[0];
   std::optional<Candidate> best;
   std::int64_t previous = 0;
   for (std::int64_t most = work.config.column_tiles(); most >= 1; most = most > 4 ? most * 3 / 4 : most - 1) {
@@ -152,19 +152,14 @@ std::optional<Candidate> best_of(const Work& work, std::int64_t capacity_cut) {
       Candidate choice;
       choice.octets = std::int32_t(octets);
       choice.box = box;
-      BlockShifts all = block_shifts(work.shape, {}, kMmaRows, 1)[0];
+      BlockShifts all = every;
       choice.groups = group_shifts(work.shape, all, box, capacity_cut, taps);
       choice.shifts = std::move(all.shifts);
       std::int64_t pixels = 0;
       for (const PatchGroup& made : choice.groups) pixels = std::max<std::int64_t>(pixels, made.group.pixels);
       if (pixels == 0 || shared_of(work, octets, pixels) > shared_capacity(work.device, work.blocks)) continue;
-      double positions = 1;
-      for (int axis = 0; axis < kTileAxes; ++axis) positions *= double(ceil_div(q[axis], box.tile[axis]));
-      const double tiles = double(work.shape.problem.groups * work.row_blocks() * ceil_div(work.octets(), octets)) *
-                           double(choice.groups.size());
-      const Problem& problem = work.shape.problem;
-      const double weights = double(problem.taps() * problem.in_channels * problem.group_out_channels());
-      for (const std::int64_t splits : splits_of(work, tiles, positions, weights)) {
+      const double tiles = work.tiles(octets, choice.groups.size());
+      for (const std::int64_t splits : splits_of(work, tiles, boxes_of(q, box))) {
         choice.splits = splits;
         choice.cost = cost_of(work, choice, q);
         if (!best || choice.cost.total < best->cost.total) best = choice;
@@ -172,13 +167,6 @@ std::optional<Candidate> best_of(const Work& work, std::int64_t capacity_cut) {
     }
   }
   return best;
-}
-
-bool whole_vectors(const Strides& strides, std::int64_t channels, int vector) {
-  for (int axis = 0; axis < int(strides.size()); ++axis) {
-    if (axis != 1 && strides[axis] % vector != 0) return false;
-  }
-  return strides[1] == 1 && channels % vector == 0;
 }
 
 std::variant<WeightPlan, std::string> build(const Work& work, const Candidate& choice) {
@@ -305,24 +293,11 @@ std::variant<WeightPlan, std::string> build(const Work& work, const Candidate& c
   return plan;
 }
 
-std::string refusal(const Request& request) {
-  if (request.dtype == DType::float64) return "tensor cores of this family do not multiply float64";
-  double phases = 1, taps = 1;
-  for (const Axis& axis : request.problem.axes) {
-    phases *= double(axis.stride);
-    taps *= double(axis.filter);
-    if (axis.dilation * (axis.filter - 1) / axis.stride > kUnlimited / 4) return "a shift has more than 29 bits";
-  }
-  if (phases > 4096) return "more than 4096 phases";
-  if (taps > 8192) return "more than 8192 taps";
-  return "";
-}
-
 }  // namespace
 
 std::variant<WeightPlan, std::string> plan_weight(const Request& request, const DeviceTraits& device,
                                                   const WeightConfig& config) {
-  if (const std::string reason = refusal(request); !reason.empty()) return reason;
+  if (const std::string reason = gemm_refusal(request); !reason.empty()) return reason;
   const Operand operand = operand_of(request.dtype, request.precision);
   if (!config.has(operand)) return kNoRegisters;
   Request patches = request;
