@@ -34,6 +34,15 @@ def seed():
 
 
 @pytest.fixture
+def one_thread():
+    """For small problems: one thread is enough, and does not wait for a second one that is busy elsewhere."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
 def poison():
     """What native code must not read is NaN."""
     with poisoned():

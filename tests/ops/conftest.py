@@ -1,7 +1,6 @@
-"""The problems here are tiny: one thread is enough, and does not wait for a second one that is busy elsewhere."""
+"""Tiny problems, and GPUs that are not there."""
 
 import pytest
-import torch
 
 from convt import _C
 from convt import plan as planning
@@ -9,11 +8,8 @@ from pretended import fresh_plans, gpu, play
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def quick(one_thread):
+    """All of these are small."""
 
 
 @pytest.fixture

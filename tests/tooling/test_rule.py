@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from convt import heuristics
-from convt.testing import SUITES, kernelbench
+from convt.testing import SUITES, kernelbench, zoo
 
 RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results" / "cpu_sweep.jsonl"
 GPU_RESULTS = RESULTS.with_name("h200_kernelbench.jsonl")
@@ -91,3 +91,30 @@ def test_training_steps_gain_what_the_documentation_says(steps, suite, precision
     assert math.exp(sum(map(math.log, ratios.values())) / lines) >= gain
     # Steps of a sixth of a millisecond are bound by Python before and after the kernels.
     assert min(ratios.values()) >= 0.8, min(ratios.items(), key=lambda entry: entry[1])
+
+
+@pytest.mark.parametrize(
+    ("suite", "precision", "gain"),
+    [
+        ("kernelbench", "tf32", 2.18), ("kernelbench", "bf16", 1.31), ("kernelbench", "ieee", 3.16),
+        ("zoo", "tf32", 1.21), ("zoo", "bf16", 1.20), ("zoo", "ieee", 1.48),
+    ],
+)  # fmt: skip
+def test_the_gpu_rule_gains_what_the_documentation_says(suite, precision, gain):
+    """Of the kernels alone: forward and both gradients, each where the rule puts it."""
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    problems = kernelbench.PROBLEMS if suite == "kernelbench" else {n: entry.problem for n, entry in zoo.LAYERS.items()}
+    ratios = []
+    for text in GPU_RESULTS.with_name("h200_operators.jsonl").read_text().splitlines():
+        line = json.loads(text)
+        if (line["suite"], line["precision"], line["layout"]) != (suite, precision, "contiguous"):
+            continue
+        eager = picked = 0.0
+        for operator in ("forward", "grad_input", "grad_weight"):
+            pick = heuristics.choose_cuda(problems[line["problem"]], operator, dtype, False, precision)
+            eager += line[operator]["eager_us"]
+            picked += line[operator]["us" if pick == "native" else "eager_us"]
+        ratios.append(eager / picked)
+    assert len(ratios) == (17 if suite == "kernelbench" else 64)
+    assert math.exp(sum(map(math.log, ratios)) / len(ratios)) == pytest.approx(gain, abs=0.015)
+    assert min(ratios) >= 0.9

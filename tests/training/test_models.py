@@ -17,6 +17,8 @@ import convt
 from convt import _C, settings
 from models import TASKS
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 STEPS = 50
 # Precision, dtype of autocast, and the unit of what is rounded.
 MODES = {
@@ -27,15 +29,6 @@ MODES = {
 }
 ON_A_GPU = [pytest.param("cuda", mode, marks=pytest.mark.cuda) for mode in MODES]
 KINDS = (torch.nn.ConvTranspose1d, torch.nn.ConvTranspose2d, torch.nn.ConvTranspose3d)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """The models are small: one thread is enough, and does not wait for a second one that is busy elsewhere."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture
