@@ -9,12 +9,16 @@ from torch import Tensor
 
 import convt
 from convt import _C
+from convt.plan import OPERATORS
 from convt.settings import KERNELS
 from reference import CASES, Case, case, conv_transpose
 
 FUNCTIONS = {1: convt.conv_transpose1d, 2: convt.conv_transpose2d, 3: convt.conv_transpose3d}
-# Every CUDA kernel that can be forced.
-FORCED = (*KERNELS[1:], *_C.cuda_configs(), *_C.cuda_configs("grad_weight"))
+# Every CUDA kernel that can be forced, by what it computes: the weight gradient's GEMM has configurations of its own.
+FORCED = {
+    operator: (*KERNELS[1:], *_C.cuda_configs("grad_weight" if operator == "grad_weight" else "forward"))
+    for operator in OPERATORS
+}
 # dtype, and how float32 is multiplied.
 PRECISIONS = (
     (torch.float32, "ieee"),

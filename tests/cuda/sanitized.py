@@ -30,7 +30,7 @@ def calls(number):
     cases = [by_name[name] for name in (*NAMES, *NARROW)]
     for index, case in enumerate((*cases, *(by_name[name] for name in SPLIT))):
         yield case, None, index % 2 == 1
-    for index, kernel in enumerate(FORCED):
+    for index, kernel in enumerate(dict.fromkeys(kernel for names in FORCED.values() for kernel in names)):
         for step in range(min(number, len(cases))):
             yield cases[(index + step) % len(cases)], kernel, (index + step) % 2 == 1
         for name in NARROW:

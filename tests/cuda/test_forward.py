@@ -139,7 +139,7 @@ def test_inference_mode(device):
     max_examples=200,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
 )
-@given(trials(), st.sampled_from((None, None, *FORCED)), st.sampled_from(("ieee", "tf32")))
+@given(trials(), st.sampled_from((None, None, *FORCED["forward"])), st.sampled_from(("ieee", "tf32")))
 def test_random_problems(device, trial, kernel, precision):
     """Exact values, so that one wrong tap of one output shows."""
     problem = trial.problem

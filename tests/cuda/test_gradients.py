@@ -23,6 +23,7 @@ from strategies import trials
 
 OPERATORS = ("grad_input", "grad_weight")
 EACH = pytest.mark.parametrize("operator", OPERATORS)
+EACH_FORCED = [(operator, kernel) for operator in OPERATORS for kernel in FORCED[operator]]
 ON_A_GPU = pytest.mark.parametrize("device", [pytest.param("cuda", marks=pytest.mark.cuda)], indirect=True)
 # Layouts of the two operands; the result is channels_last where the number is odd.
 LAYOUTS = (
@@ -47,10 +48,10 @@ def problem_of(case):
 # exact values, as in test_forced.py
 
 
-@EACH
-@pytest.mark.parametrize("kernel", (None, *FORCED))
-def test_plans(kernel, operator):
-    """Without a GPU: a plan, or a reason why not; something computes every problem in every dtype."""
+@pytest.mark.parametrize("operator, kernel", (*((operator, None) for operator in OPERATORS), *EACH_FORCED))
+def test_plans(operator, kernel):
+    """Without a GPU: a plan, or a reason why not; every kernel computes something, and something computes all."""
+    planned = set()
     for case in ADVERSARIAL:
         for dtype, precision in PRECISIONS:
             for channels_last in (False, True):
@@ -64,6 +65,9 @@ def test_plans(kernel, operator):
                 assert kernel in (None, plan.kernel, plan.config)
                 assert plan.workspace_bytes >= 0 and plan.predicted_us > 0
                 json.dumps(plan.explain())
+                planned.add((dtype, precision))
+    assert planned, f"{kernel} computes none of these problems"
+    assert kernel is not None or planned == set(PRECISIONS)
 
 
 def compare(case, device, kernel, operator):
@@ -102,10 +106,9 @@ def test_chosen_kernels(device, case, operator):
     assert compare(case, device, None, operator)
 
 
-@EACH
 @ON_A_GPU
 @pytest.mark.parametrize("case", ADVERSARIAL, ids=lambda case: case.name)
-@pytest.mark.parametrize("kernel", FORCED)
+@pytest.mark.parametrize("operator, kernel", EACH_FORCED)
 def test_forced_kernels(device, kernel, case, operator):
     if not compare(case, device, kernel, operator):
         with pytest.raises(ValueError):
@@ -119,9 +122,14 @@ def test_forced_kernels(device, kernel, case, operator):
     max_examples=100,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
 )
-@given(trials(), st.sampled_from((None, None, *FORCED)), st.sampled_from(("ieee", "tf32")), st.sampled_from(OPERATORS))
-def test_random_problems(device, trial, kernel, precision, operator):
+@given(
+    trials(),
+    st.sampled_from((*((operator, None) for operator in OPERATORS * 2), *EACH_FORCED)),
+    st.sampled_from(("ieee", "tf32")),
+)
+def test_random_problems(device, trial, forced, precision):
     """Any strides, exact values."""
+    operator, kernel = forced
     problem = trial.problem
     input, weight, grad_output, _ = trial.tensors(device, eighths=True)
     leaves = [tensor.double().requires_grad_() for tensor in (input, weight)]
@@ -220,9 +228,8 @@ def test_tf32_against_exact_rounding(device, layer, layout):
         assert largest <= 1.1 * their_largest + 8 * torch.finfo(torch.float32).eps * truth.abs().max().item()
 
 
-@EACH
 @ON_A_GPU
-@pytest.mark.parametrize("kernel", FORCED)
+@pytest.mark.parametrize("operator, kernel", EACH_FORCED)
 def test_forced_kernels_are_accurate(device, kernel, operator):
     """Each kernel by itself: ieee within twice PyTorch's error, TF32 within 1.1 times exact rounding."""
     computed = 0
