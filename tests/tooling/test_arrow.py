@@ -39,6 +39,7 @@ PYTHON_ROOMS = {
     "bench": 11,
     "demo": 12,
     "info": 12,
+    "kernelbench": 12,
     "explain": 12,
     "cli": 13,
 }
