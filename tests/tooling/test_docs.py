@@ -14,7 +14,6 @@ from convt import cli
 from convt.bench import record, tables
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/kernels.md", "docs/math.md", "docs/training.md", "docs/tuning.md")
 WITH_TABLES = ("README.md", "docs/training.md", "docs/tuning.md")
 
 
@@ -54,21 +53,6 @@ def test_comments_ask_as_the_command_does(name):
 # commands and names
 
 
-@pytest.mark.parametrize("name", DOCUMENTS)
-def test_commands_in_blocks_exist(name):
-    commands = [line for block in code_blocks(name, "bash") for line in block.splitlines()]
-    for command in commands:
-        if command.startswith("convt "):
-            cli._parser().parse_args(shlex.split(command, comments=True)[1:])
-
-
-@pytest.mark.parametrize("name", DOCUMENTS)
-def test_python_in_blocks_runs(name):
-    namespace: dict[str, object] = {}
-    for block in code_blocks(name, "python"):
-        exec(compile(block, name, "exec"), namespace)
-
-
 def test_explained_commands_run(capsys):
     """Those of docs/kernels.md and the README name configurations and problems that are there."""
     documents = [command for block in code_blocks("docs/kernels.md", "bash") for command in block.splitlines()]
@@ -78,11 +62,6 @@ def test_explained_commands_run(capsys):
     for command in explained:
         assert cli.main(shlex.split(command, comments=True)[1:]) == 0, command
         assert "predicted" in capsys.readouterr().out
-
-
-def test_links_of_the_kernels_lead_somewhere():
-    for link in re.findall(r"\]\((?!https?://)([^)#]+)\)", text_of("docs/kernels.md")):
-        assert (ROOT / "docs" / link).exists(), link
 
 
 def sources() -> str:
