@@ -90,7 +90,8 @@ bool read_through_attributes(nb::handle tensor, TorchTensor& to) {
   }
   to.data = reinterpret_cast<void*>(nb::cast<std::uintptr_t>(tensor.attr("data_ptr")()));
   to.on_cpu = nb::cast<bool>(tensor.attr("is_cpu"));
-  const nb::str name = nb::str(tensor.attr("dtype"));
+  const nb::object type = tensor.attr("dtype");
+  const nb::str name{nb::handle(type)};   // of a handle: str() converts; of an object it would only cast
   const std::string_view dtype = name.c_str();
   to.supported_dtype = true;
   if (dtype == "torch.float32") {

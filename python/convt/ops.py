@@ -34,17 +34,21 @@ _any_autocast = torch._C._is_any_autocast_enabled
 _below_autograd = torch._C._AutoDispatchBelowAutograd
 _convolution_backward: Any = torch.ops.aten.convolution_backward.default
 _dispatch_keys = torch._C._dispatch_keys
+_raw: Callable[[Any], int | str] = getattr(torch._C.DispatchKeySet, "raw_repr", repr)  # older PyTorch has none
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _profiler_enabled = torch._C._autograd._profiler_enabled
 
 
-def _plain_keys() -> frozenset[int]:
+def _plain_keys() -> frozenset[int | str]:
     """The dispatch keys of an ordinary tensor on a CPU, and on a GPU: what every tensor has besides its device.
 
-    As integers: comparing two sets of keys costs as much as a look-up of a plan.
+    As integers: comparing two sets of keys costs as much as a look-up of a plan. Where PyTorch does not give them out,
+    a tensor on a GPU takes the dispatcher's way.
     """
     keys, of = torch._C.DispatchKey, torch._C.DispatchKeySet
-    cpu = raw = _dispatch_keys(torch.empty(0)).raw_repr()
+    cpu = raw = _raw(_dispatch_keys(torch.empty(0)))
+    if not isinstance(raw, int):
+        return frozenset((cpu,))
     for here, there in ((keys.CPU, keys.CUDA), (keys.AutocastCPU, keys.AutocastCUDA)):
         raw ^= of(here).raw_repr() ^ of(there).raw_repr()
     return frozenset((cpu, raw))
@@ -120,7 +124,7 @@ def _contract_below(result: int, a: Tensor, b: Tensor, bias: Tensor | None, form
 def _skips_dispatch(*tensors: Tensor | None) -> bool:
     """Whether the dispatcher would do nothing but call the operator."""
     for tensor in tensors:  # each a dense one, with no wrapper, subclass or lazy negation that it would have to resolve
-        if tensor is not None and _dispatch_keys(tensor).raw_repr() not in _PLAIN:
+        if tensor is not None and _raw(_dispatch_keys(tensor)) not in _PLAIN:
             return False
     return not _is_watched()
 
