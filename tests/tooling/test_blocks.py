@@ -74,6 +74,8 @@ def test_python_runs(name, switches, monkeypatch, tmp_path):
 # commands
 
 
+RATES = dict.fromkeys(("ieee", "tf32", "bf16", "fp16", "fp64"), 1e11)
+
 # Options that make a command small, in the order of preference; one that it does not have is left out.
 SMALL = (["--device", "cpu"], ["--quick"], ["--seconds", "0.01"], ["--stop-after", "1"])
 FEW = {"cpu": "100->512", "sweep": "s5", "kernelbench": "79", "zoo": "dcgan-64/100to512@1"}
@@ -83,7 +85,7 @@ FEW = {"cpu": "100->512", "sweep": "s5", "kernelbench": "79", "zoo": "dcgan-64/1
 def checkout(tmp_path, monkeypatch):
     """A folder with the documents and results, where a command may write; problems are tiny, the machine is known."""
     monkeypatch.setattr(machine, "measure_roofline", lambda *_, **__: machine.Roofline(copy=1e10, multiply=1e11))
-    monkeypatch.setattr(roofline, "ceilings", lambda device: roofline.Ceilings(copy=1e10, rates={"ieee": 1e11}))
+    monkeypatch.setattr(roofline, "ceilings", lambda *_, **__: roofline.Ceilings(copy=1e10, rates=RATES))
     shutil.copytree(ROOT / "docs", tmp_path / "docs")
     shutil.copy(ROOT / "README.md", tmp_path)
     for path in (ROOT / "docs" / "results").glob("*.jsonl"):
