@@ -112,7 +112,12 @@ bool read_through_attributes(nb::handle tensor, TorchTensor& to) {
 
 bool read_tensor(PyObject* tensor, TorchTensor& to) {
   const ExchangeTable* const table = exchange_table();
-  return table ? read_through_table(tensor, *table, to) : read_through_attributes(tensor, to);
+  if (table) return read_through_table(tensor, *table, to);
+  try {
+    return read_through_attributes(tensor, to);
+  } catch (nb::python_error&) {   // no tensor, or one without strides
+    return false;
+  }
 }
 
 host::TensorView view_of(const TorchTensor& tensor) {

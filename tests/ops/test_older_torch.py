@@ -33,6 +33,13 @@ for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
     expected = torch.autograd.grad(theirs.square().mean(), (x, w, b))
     loose = {{"rtol": 3e-2, "atol": 3e-2}} if dtype.itemsize == 2 else {{"rtol": 1e-4, "atol": 1e-5}}
     torch.testing.assert_close((ours, *gradients), (theirs, *expected), **loose)
+for wrong in (torch.randn(2, 3, 5).to_sparse(), [1.0]):
+    try:
+        convt._C.grad_bias(wrong, torch.empty(3))
+    except ValueError as error:
+        assert "is not a strided tensor" in str(error)
+    else:
+        raise AssertionError("taken")
 print("right")
 """
 
