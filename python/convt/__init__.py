@@ -1,6 +1,6 @@
 """convt: transposed convolution (1-D, 2-D, 3-D; forward and backward) for PyTorch as one implicit GEMM."""
 
-from . import _C, functional, nn
+from . import _C, functional, nn, sharding
 from .accelerate import accelerate
 from .functional import conv_transpose1d, conv_transpose2d, conv_transpose3d
 from .settings import backend, current_backend, current_precision, precision
@@ -18,4 +18,5 @@ __all__ = [
     "functional",
     "nn",
     "precision",
+    "sharding",
 ]

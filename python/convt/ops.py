@@ -23,7 +23,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.autograd.function import _SingleLevelFunction
+from torch.autograd.function import Function, _SingleLevelFunction
+from torch.compiler import is_dynamo_compiling
 
 from . import operators, settings
 from .problem import Geometry, Ints, forward_problem, operand
@@ -136,7 +137,14 @@ def _is_watched() -> bool:
     )
 
 
-class Contraction(_SingleLevelFunction):
+class _Node(_SingleLevelFunction):
+    """A node of autograd that compiled autograd can trace: what torch.autograd.Function has for it."""
+
+    if hasattr(Function, "_compiled_autograd_key"):
+        _compiled_autograd_key = staticmethod(Function._compiled_autograd_key)
+
+
+class Contraction(_Node):
     """Any of the three operators, differentiable in every tensor.
 
     It runs inside a dispatcher kernel (or where no functorch level is active), so each functorch level meets it on its
@@ -164,7 +172,9 @@ class Contraction(_SingleLevelFunction):
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
-        nested = torch.is_grad_enabled() or forward_ad._current_level >= 0 or _functorch_active()
+        nested = (  # compiled autograd traces this
+            is_dynamo_compiling() or torch.is_grad_enabled() or forward_ad._current_level >= 0 or _functorch_active()
+        )
         bias = _grad_bias_op(cotangent) if ctx.needs_input_grad[3] else None
         both = not nested and ctx.result == OUTPUT and all(ctx.needs_input_grad[1:3])
         both = both and _skips_dispatch(cotangent, *saved)
@@ -208,7 +218,7 @@ class Contraction(_SingleLevelFunction):
         return tangent
 
 
-class BiasGradient(_SingleLevelFunction):
+class BiasGradient(_Node):
     """grad_bias, differentiable: the sum over batch and space, whose transpose spreads a value over both."""
 
     @staticmethod

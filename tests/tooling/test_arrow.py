@@ -31,6 +31,7 @@ PYTHON_ROOMS = {
     "eager": 5,
     "functional": 6,
     "nn": 7,
+    "sharding": 7,
     "accelerate": 8,
     "__init__": 9,
     "terminal": 10,
