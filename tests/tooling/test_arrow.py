@@ -32,6 +32,7 @@ PYTHON_ROOMS = {
     "functional": 6,
     "nn": 7,
     "sharding": 7,
+    "parallel": 8,
     "accelerate": 8,
     "__init__": 9,
     "terminal": 10,
