@@ -6,6 +6,7 @@ Importing this module imports torch.distributed.tensor; `import convt` does not.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from torch.distributed.tensor.placement_types import Placement
 
 from . import nn
 from .functional import conv_transpose1d, conv_transpose2d, conv_transpose3d
+from .sharding import splits_well
 
 __all__ = ["ColwiseParallel", "RowwiseParallel", "output_extents", "spatially_sharded"]
 
@@ -32,6 +34,7 @@ _FUNCTIONS = {1: conv_transpose1d, 2: conv_transpose2d, 3: conv_transpose3d}
 class _ChannelParallel(ParallelStyle):
     """What both styles share: a module's parameters become DTensors, its input and output are laid out by hooks."""
 
+    _channels: str  # the module's attribute that counts the channels that are shared out
     _weight: Placement
     _bias: Placement
     _reads: Placement  # how the module wants its input
@@ -58,6 +61,12 @@ class _ChannelParallel(ParallelStyle):
             )
         if module.groups != 1:
             raise ValueError(f"{name}: groups must be 1, got {module.groups}; a group's channels belong together")
+        channels = getattr(module, self._channels)
+        if device_mesh.ndim != 1 or channels < device_mesh.size() or not splits_well(channels, (device_mesh.size(),)):
+            raise ValueError(
+                f"{name}: {self._channels} must leave no rank of a mesh of one axis without a channel, got {channels} "
+                f"for a mesh of shape {tuple(device_mesh.shape)}"
+            )
         before: Any = self._before  # PyTorch's annotation has no result
         return distribute_module(module, device_mesh, self._partition, before, self._after)
 
@@ -69,10 +78,19 @@ class _ChannelParallel(ParallelStyle):
                 shard = distribute_tensor(parameter, device_mesh, [placement], **source)
                 module.register_parameter(name, torch.nn.Parameter(shard, parameter.requires_grad))
 
-    def _before(self, _: torch.nn.Module, inputs: tuple[Any, ...], device_mesh: DeviceMesh) -> tuple[Any, ...]:
+    def _before(self, module: Any, inputs: tuple[Any, ...], device_mesh: DeviceMesh) -> tuple[Any, ...]:
         input, *rest = inputs
+        if input.dim() != len(module.kernel_size) + 2:
+            raise RuntimeError(
+                f"{type(self).__name__}: input must be (batch, in_channels, *spatial), got shape {tuple(input.shape)}"
+            )
         if not isinstance(input, DTensor):
-            input = DTensor.from_local(input, device_mesh, [self.input_layouts], run_check=False)
+            whole: dict[str, Any] = {}
+            if self.input_layouts == Shard(1):  # the ranks' shares of the channels need not be even
+                shape = torch.Size((input.shape[0], module.in_channels, *input.shape[2:]))
+                strides = [1, *accumulate(reversed(shape[1:]), operator.mul)]
+                whole = {"shape": shape, "stride": tuple(reversed(strides))}
+            input = DTensor.from_local(input, device_mesh, [self.input_layouts], run_check=False, **whole)
         return input.redistribute(placements=[self._reads]), *rest
 
     def _after(self, _: torch.nn.Module, output: Any, __: DeviceMesh) -> Any:
@@ -88,11 +106,13 @@ class ColwiseParallel(_ChannelParallel):
     tensor unless use_local_output is False. No communication forward, one sum of the input's gradient backward.
     input_layouts: how the input is laid out if it is a local tensor. output_layouts: what the output shall be instead.
 
-    Raises TypeError for other modules, ValueError for one with groups. As torch.distributed.tensor.parallel's style of
+    Raises TypeError for other modules, ValueError for one with groups or with fewer output channels than ranks,
+    RuntimeError for unbatched input. As torch.distributed.tensor.parallel's style of
     this name for torch.nn.Linear.
     """
 
-    _weight, _bias, _reads, _input, _output = Shard(1), Shard(0), Replicate(), Replicate(), Shard(1)
+    _channels, _weight, _bias = "out_channels", Shard(1), Shard(0)
+    _reads, _input, _output = Replicate(), Replicate(), Shard(1)
 
 
 class RowwiseParallel(_ChannelParallel):
@@ -104,7 +124,8 @@ class RowwiseParallel(_ChannelParallel):
     of ColwiseParallel one layer before. Arguments and errors as there.
     """
 
-    _weight, _bias, _reads, _input, _output = Shard(0), Replicate(), Shard(1), Shard(1), Replicate()
+    _channels, _weight, _bias = "in_channels", Shard(0), Replicate()
+    _reads, _input, _output = Shard(1), Shard(1), Replicate()
 
 
 # ---- space: slabs of one axis, with halos -------------------------------------------------------------------------

@@ -34,7 +34,7 @@ _RESULTS = {"forward": OUTPUT, "grad_input": INPUT, "grad_weight": WEIGHT}
 _Rule = tuple[list[Any], list[Any]]  # placements of the result and of every argument, None for one that is no tensor
 
 
-def _splits_well(extent: int, sizes: Sequence[int]) -> bool:
+def splits_well(extent: int, sizes: Sequence[int]) -> bool:
     """Whether no rank is left without a channel, along any axes of a mesh of these sizes that can share out `extent`.
 
     DTensor cuts like torch.chunk, which gives five channels to four ranks as 2, 2, 1 and 0.
@@ -79,7 +79,7 @@ def _rules(name: str, tensors: ModuleType) -> Callable[..., list[_Rule]]:
         for index in ("i", "o") if arguments["groups"] == 1 else ():
             slot = next(slot for slot in operands if slot in _AXES[index])
             spec = operands[slot]
-            if _splits_well(spec.shape[_AXES[index][slot]], spec.mesh.shape):
+            if splits_well(spec.shape[_AXES[index][slot]], spec.mesh.shape):
                 rules.append(rule(index, arguments))
         return rules
 

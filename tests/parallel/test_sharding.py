@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import convt
-from convt.sharding import _splits_well
+from convt.sharding import splits_well
 from reference import case
 
 pytest.importorskip("torch.distributed.tensor.experimental", reason="DTensor's public rules came with torch 2.5")
@@ -215,13 +215,13 @@ def test_modes_and_layouts(ranks):
 
 def test_no_rank_without_channels():
     """Five channels for four ranks are 2, 2, 1 and 0: refused. Fewer than ranks are DTensor's own refusal."""
-    assert all(_splits_well(extent, (2,)) for extent in range(1, 9))
-    assert [extent for extent in range(4, 13) if not _splits_well(extent, (4,))] == [5, 6, 9]
-    assert _splits_well(16, (32, 2)) and _splits_well(64, (4, 4)) and not _splits_well(17, (4, 4))
+    assert all(splits_well(extent, (2,)) for extent in range(1, 9))
+    assert [extent for extent in range(4, 13) if not splits_well(extent, (4,))] == [5, 6, 9]
+    assert splits_well(16, (32, 2)) and splits_well(64, (4, 4)) and not splits_well(17, (4, 4))
     for extent in range(1, 40):
         for size in range(1, extent + 1):
             chunks = torch.arange(extent).chunk(size)
-            assert _splits_well(extent, (size,)) == (len(chunks) == size)
+            assert splits_well(extent, (size,)) == (len(chunks) == size)
 
 
 def test_importing_convt_does_not_import_dtensors():
