@@ -247,6 +247,8 @@ _cached_is_channels_last = lru_cache(maxsize=4096)(operators.is_channels_last)
 
 def _like_its_operands(a: Tensor, b: Tensor) -> bool:
     arguments = a.dtype, (a.shape, a.stride()), (b.shape, b.stride())
+    if is_dynamo_compiling():  # it would warn of the cache
+        return operators.is_channels_last(*arguments)
     try:
         return _cached_is_channels_last(*arguments)
     except TypeError:  # symbolic sizes have no hash
