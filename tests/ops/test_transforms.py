@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, linearize, vjp, vmap
+from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, linearize, stack_module_state, vjp, vmap
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_leaves
 
 import convt
@@ -186,3 +188,181 @@ def test_jvp_under_no_grad_under_grad(backend):
         return grad(inner, argnums=(0, 1))
 
     agree(make, GROUPED, *GROUPED.tensors())
+
+
+# Ranks 1 to 3, grouped and dilated.
+VARIED = [case_ for case_ in CASES if case_.name in ("1d-gcd", "2d-groups", "2d-multiplier", "3d-groups-dilated")]
+by_name = pytest.mark.parametrize("problem", VARIED, ids=lambda p: p.name)
+
+
+@by_name
+def test_jacobians(backend, problem):
+    """Of every argument, by rows, by columns, and by chunks of them; into batched outputs too."""
+    tensors = problem.tensors()
+    for number in range(3):
+        agree(lambda f, n=number: jacrev(f, argnums=n), problem, *tensors)
+    agree(lambda f: jacfwd(f, argnums=(1, 2)), problem, *tensors)
+    agree(lambda f: jacrev(f, argnums=1, chunk_size=7), problem, *tensors)
+    inputs = torch.stack([tensors[0], tensors[0] - 1])
+    agree(lambda f: vmap(jacrev(f, argnums=2), (0, None, None)), problem, inputs, *tensors[1:])
+
+
+@by_name
+def test_hessian_vector_products(backend, problem):
+    """Forward over reverse, reverse over reverse and reverse over forward: one product, and PyTorch's."""
+    tensors, directions = tuple(problem.tensors()), tuple(problem.tensors(seed=2))
+    every = (0, 1, 2)
+
+    def forward_over_reverse(function):
+        return lambda: jvp(grad(cubed(function), every), tensors, directions)[1]
+
+    def reverse_over_reverse(function):
+        return lambda: vjp(grad(cubed(function), every), *tensors)[1](directions)
+
+    def reverse_over_forward(function):
+        return grad(lambda *t: jvp(cubed(function), t, directions)[1], every)
+
+    agree(forward_over_reverse, problem)
+    agree(reverse_over_reverse, problem)
+    agree(reverse_over_forward, problem, *tensors)
+    ours = pair(problem)[0]
+    results = forward_over_reverse(ours)(), reverse_over_reverse(ours)(), reverse_over_forward(ours)(*tensors)
+    for one, two, three in zip(*results, strict=True):
+        torch.testing.assert_close(one, two)
+        torch.testing.assert_close(one, three)
+
+
+@pytest.mark.parametrize("vectorize", (False, True))
+def test_older_interface_of_second_derivatives(backend, vectorize):
+    """torch.autograd.functional; vectorize is vmap over a backward graph."""
+    tensors, directions = tuple(SMALL.tensors()), tuple(SMALL.tensors(seed=2))
+    functional = torch.autograd.functional
+    agree(lambda f: lambda: functional.hessian(cubed(f), tensors, vectorize=vectorize), SMALL)
+    agree(lambda f: lambda: functional.jacobian(f, tensors, vectorize=vectorize, strategy="reverse-mode"), SMALL)
+    agree(lambda f: lambda: functional.vhp(cubed(f), tensors, directions)[1], SMALL)
+    agree(lambda f: lambda: functional.hvp(cubed(f), tensors, directions)[1], SMALL)
+
+
+@pytest.mark.parametrize("out_dim", (0, 1, -1))
+@by_name
+def test_vmap_over_any_axis(backend, problem, out_dim):
+    """Every place of the batch in input and weight, groups and dilation among the problems."""
+    tensors = problem.tensors()
+    places = range(problem.rank + 3)
+    for place in places:
+        for dims in ((place, None, None), (None, place, 0), (place, places[-1] - place, None)):
+            agree(lambda f, d=dims: vmap(f, d, out_dim), problem, *batched(tensors, dims, size=2))
+
+
+@by_name
+def test_vmap_in_chunks_and_under_other_transforms(backend, problem):
+    tensors = problem.tensors()
+    for dims in ((0, None, None), (None, 0, None), (0, 0, 0)):
+        many = batched(tensors, dims, size=5)
+        agree(lambda f, d=dims: vmap(f, d, chunk_size=2), problem, *many)
+        other = [tensor * 0.5 + 1 for tensor in many]
+        agree(lambda f, d=dims, t=many, o=other: lambda: jvp(vmap(f, d), tuple(t), tuple(o)), problem)
+        agree(
+            lambda f, d=dims: vmap(lambda *t: jvp(f, t, tuple(2 * entry for entry in t)), d),
+            problem, *many,
+        )  # fmt: skip
+
+
+@by_name
+def test_per_sample_gradients(backend, problem):
+    """vmap of grad, against one sample after the other: the definition; nested for two axes of samples."""
+    input, weight, bias = problem.tensors()
+    samples = torch.stack([torch.stack([input * (a + 1) + b for a in range(2)]) for b in range(3)])
+
+    def loss(input, weight, bias):
+        return pair(problem)[0](input, weight, bias).pow(2).sum()
+
+    each = grad(loss, (1, 2))
+    actual = vmap(vmap(each, (0, None, None)), (0, None, None))(samples, weight, bias)
+    for b, a in itertools.product(range(3), range(2)):
+        for one, many in zip(each(samples[b, a], weight, bias), actual, strict=True):
+            torch.testing.assert_close(many[b, a], one)
+
+
+@pytest.mark.parametrize("kind", ("convt", "accelerated"))
+def test_ensembles(backend, kind):
+    """stack_module_state and functional_call: several models at once, on one input or on one each."""
+    models = []
+    for _ in range(3):
+        nn = convt.nn if kind == "convt" else torch.nn
+        layers = nn.ConvTranspose1d(2, 4, 3, stride=2, groups=2), torch.nn.ReLU(), nn.ConvTranspose1d(4, 2, 2)
+        models.append(convt.accelerate(torch.nn.Sequential(*layers)).double())
+    parameters, buffers = stack_module_state(models)
+    skeleton = copy.deepcopy(models[0]).to("meta")
+
+    def call(parameters, buffers, input):
+        return functional_call(skeleton, (parameters, buffers), (input,))
+
+    inputs = torch.randn(3, 4, 2, 5, dtype=torch.float64)
+    shared = vmap(call, (0, 0, None))(parameters, buffers, inputs[0])
+    torch.testing.assert_close(shared, torch.stack([model(inputs[0]) for model in models]))
+    own = vmap(call)(parameters, buffers, inputs)
+    torch.testing.assert_close(own, torch.stack([model(input) for model, input in zip(models, inputs, strict=True)]))
+    vmap(call)(parameters, buffers, inputs).square().sum().backward()
+    for number, (model, input) in enumerate(zip(models, inputs, strict=True)):
+        model(input).square().sum().backward()
+        for name, parameter in model.named_parameters():
+            torch.testing.assert_close(parameters[name].grad[number], parameter.grad)
+
+
+@pytest.mark.parametrize("mode", ("real", "fake", "symbolic"))
+@pytest.mark.parametrize("transform", ("vmap", "grad", "vmap of grad", "jvp", "hessian-vector product"))
+def test_transforms_leave_a_graph_of_inner_ops(native, transform, mode):
+    """make_fx through transforms: what is left are convt's ops on ordinary tensors, and computes the same."""
+    input, weight, bias = GROUPED.tensors()
+    scalar = cubed(pair(GROUPED)[0])
+    inputs = torch.stack([input, input + 1])
+    functions = {
+        "vmap": (lambda x, w, b: vmap(pair(GROUPED)[0], (0, None, None))(x, w, b), inputs),
+        "grad": (lambda x, w, b: grad(scalar, (0, 1, 2))(x, w, b), input),
+        "vmap of grad": (lambda x, w, b: vmap(grad(scalar, (1, 2)), (0, None, None))(x, w, b), inputs),
+        "jvp": (lambda x, w, b: jvp(pair(GROUPED)[0], (x, w, b), (x, w, b)), input),
+        "hessian-vector product": (lambda x, w, b: jvp(grad(scalar, (0, 1)), (x, w, b), (x, w, b))[1], input),
+    }
+    function, first = functions[transform]
+    graph = make_fx(function, tracing_mode=mode)(first, weight, bias)
+    names = [str(node.target) for node in graph.graph.nodes if node.op == "call_function"]
+    assert any(name.startswith("convt.") for name in names)
+    assert not any("convolution" in name for name in names)
+    for arguments in ((first, weight, bias), (first * 2, weight - 1, bias)):
+        for actual, expected in zip(tree_leaves(graph(*arguments)), tree_leaves(function(*arguments)), strict=True):
+            torch.testing.assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16), ids=str)
+def test_vmap_keeps_the_dtype_and_obeys_autocast(native, dtype):
+    input, weight, bias = (tensor.float() for tensor in GROUPED.tensors())
+    function = pair(GROUPED)[0]
+    inputs = torch.stack([input, input * 2])
+    exact = torch.stack([function(entry, weight, bias) for entry in inputs])
+    low = vmap(function, (0, None, None))(inputs.to(dtype), weight.to(dtype), bias.to(dtype))
+    assert low.dtype is dtype
+    torch.testing.assert_close(low.float(), exact, rtol=0.05, atol=0.1)
+    if dtype is not torch.float32:
+        with torch.autocast("cpu", dtype=dtype):
+            automatic = vmap(function, (0, None, None))(inputs, weight, bias)
+        torch.testing.assert_close(automatic, low)
+
+
+def test_transforms_of_channels_last_tensors(backend):
+    input, weight, _ = (tensor.float() for tensor in GROUPED.tensors())
+    input, weight = (tensor.contiguous(memory_format=torch.channels_last) for tensor in (input, weight))
+    theirs, ours = F.conv_transpose2d, convt.conv_transpose2d
+    for function in (ours, theirs):
+        scalar = lambda x, w, f=function: f(x, w, None, **GROUPED.keywords).pow(3).sum()  # noqa: E731
+        results = grad(scalar, (0, 1))(input, weight), vmap(grad(scalar, (0, 1)), (0, None))(input[:, None], weight)
+        if function is ours:
+            actual = tree_leaves(results)
+    for one, other in zip(actual, tree_leaves(results), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-3)
+
+
+def test_functionalize(backend):
+    tensors = GROUPED.tensors()
+    agree(lambda f: torch.func.functionalize(f), GROUPED, *tensors)
+    agree(lambda f: torch.func.functionalize(grad(cubed(f))), GROUPED, *tensors)

@@ -13,6 +13,8 @@ import convt
 from reference import case
 
 pytest.importorskip("torch.distributed.tensor.parallel")
+from test_sharding import collectives, compile
+
 parallel = pytest.importorskip("convt.parallel", reason="torch 2.4 keeps DTensor elsewhere")
 
 CASES = (
@@ -144,3 +146,27 @@ def check_a_decoder():
 
 def test_a_decoder_and_refusals(ranks):
     ranks(check_a_decoder)
+
+
+def check_compiled(problem):
+    """The exchange is one node of the graph, forward and backward."""
+    here = torch.distributed.get_rank()
+    extents = [4, 3]
+    leaves = problem.tensors(grad=True)
+    leaves[0] = leaves[0].detach().split(extents, 2)[here].clone().requires_grad_()
+
+    def function(*tensors):
+        return parallel.spatially_sharded(*tensors, **problem.keywords, axis=2, extents=extents)
+
+    graphs, compiled = compile(function)
+    results = []
+    for call in (function, compiled):
+        output = call(*leaves)
+        results.append((output, *torch.autograd.grad(output.pow(2).sum(), leaves)))
+    for expected, actual in zip(*results, strict=True):
+        torch.testing.assert_close(actual, expected)
+    assert [len([n for n in collectives(graph) if "all_to_all" in n]) for graph in graphs] == [1, 1]
+
+
+def test_compiled(ranks):
+    ranks(check_compiled, CASES[0])
