@@ -1,6 +1,11 @@
 """convt: transposed convolution (1-D, 2-D, 3-D; forward and backward) for PyTorch as one implicit GEMM."""
 
-from . import _C, functional, nn, sharding
+from . import (
+    _C,
+    functional,
+    nn,
+    sharding,  # noqa: F401 - nothing to call: DTensor's rules, which wait for somebody to import DTensors
+)
 from .accelerate import accelerate
 from .functional import conv_transpose1d, conv_transpose2d, conv_transpose3d
 from .settings import backend, current_backend, current_precision, precision
@@ -18,5 +23,4 @@ __all__ = [
     "functional",
     "nn",
     "precision",
-    "sharding",
 ]

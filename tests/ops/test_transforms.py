@@ -329,6 +329,9 @@ def test_transforms_leave_a_graph_of_inner_ops(native, transform, mode):
     names = [str(node.target) for node in graph.graph.nodes if node.op == "call_function"]
     assert any(name.startswith("convt.") for name in names)
     assert not any("convolution" in name for name in names)
+    if transform.startswith("vmap"):  # one call for all samples
+        assert names.count("convt.forward.default") == 1
+        assert names.count("convt.grad_weight.default") == ("grad" in transform)
     for arguments in ((first, weight, bias), (first * 2, weight - 1, bias)):
         for actual, expected in zip(tree_leaves(graph(*arguments)), tree_leaves(function(*arguments)), strict=True):
             torch.testing.assert_close(actual, expected)

@@ -254,3 +254,28 @@ def check_two_axes():
 
 def test_a_mesh_of_two_axes(ranks):
     ranks(check_two_axes)
+
+
+def check_channels_and_batch():
+    """FSDP2 along one axis of a mesh, channels along the other."""
+    world = dist.get_world_size()
+    for sizes in ((world, 1), (1, world)):
+        mesh = init_device_mesh("cpu", sizes, mesh_dim_names=("data", "channels"))
+        model = pair(2)
+        both = parallelize_module(copy.deepcopy(model), mesh["channels"], PLAN)
+        for layer in (both[0], both[2], both):
+            fsdp.fully_shard(layer, mesh=mesh["data"])
+        input = batch()[:, :3]
+        part = input.chunk(sizes[0])[mesh["data"].get_local_rank()]
+        output = both(part)
+        torch.testing.assert_close(output, model(part))
+        output.square().mean().backward()
+        model(input).square().mean().backward()
+        for actual, value in zip(both.parameters(), model.parameters(), strict=True):
+            assert actual.device_mesh.ndim == 2
+            torch.testing.assert_close(full(actual.grad), value.grad)
+
+
+@pytest.mark.skipif(not hasattr(fsdp, "fully_shard"), reason="fully_shard is public from torch 2.6 on")
+def test_channels_and_batch(ranks):
+    ranks(check_channels_and_batch)
