@@ -130,10 +130,18 @@ def test_splits_compiled(ranks, problem):
     ranks(check_all, problem, True, True)
 
 
-def check_without_communication_where_possible(problem):
-    """Groups: the batch alone is split; anything else is gathered first, and right."""
+def check_other_placements(problem):
+    """Whatever the rules do not have (with groups, all but the batch) is redistributed first, and right."""
     expected, cotangent, expected_grads = expectation(problem, True)
-    for placements in ((S[0], R, R), (S[1], S[0], R), (R, S[0], S[0]), (S[2], R, R), (R, S[2], R)):
+    for placements in (
+        (S[0], R, R),
+        (S[1], S[0], R),
+        (R, S[0], S[0]),
+        (S[2], R, R),
+        (R, S[2], R),
+        (P, R, R),
+        (R, P, P),
+    ):
         leaves = shard(problem.tensors(), placements)
         (grad_output,) = shard([cotangent], [S[0]])
         output = function_of(problem)(*leaves)
@@ -145,7 +153,7 @@ def check_without_communication_where_possible(problem):
 
 @pytest.mark.parametrize("problem", (GROUPED, PLAIN[1]), ids=lambda p: p.name)
 def test_other_placements_are_redistributed(ranks, problem):
-    ranks(check_without_communication_where_possible, problem)
+    ranks(check_other_placements, problem)
 
 
 def check_one_after_the_other():

@@ -104,6 +104,23 @@ def check_ddp_accumulates():
         torch.testing.assert_close(actual.grad * dist.get_world_size(), value.grad)
 
 
+def check_accelerated_when_wrapped():
+    """accelerate finds modules inside DDP, and leaves those alone whose class FSDP2 has replaced."""
+    layer = torch.nn.ConvTranspose2d(4, 6, 3)
+    wrapped = convt.accelerate(DistributedDataParallel(torch.nn.Sequential(copy.deepcopy(layer))))
+    assert type(wrapped.module[0]) is convt.nn.ConvTranspose2d
+    input = torch.randn(2, 4, 3, 4)
+    torch.testing.assert_close(wrapped(input), layer(input))
+    if hasattr(fsdp, "fully_shard"):
+        other = convt.accelerate(fsdp.fully_shard(copy.deepcopy(layer), mesh=mesh_of_all()))
+        assert not isinstance(other, convt.nn.ConvTranspose2d)
+        torch.testing.assert_close(other(input), layer(input))
+
+
+def test_accelerated_when_wrapped(ranks):
+    ranks(check_accelerated_when_wrapped)
+
+
 def test_ddp_accumulates(ranks):
     ranks(check_ddp_accumulates)
 
@@ -143,6 +160,22 @@ def check_fsdp(kind, keywords):
 @pytest.mark.parametrize("keywords", ({}, {"reshard_after_forward": False}), ids=("zero3", "zero2"))
 def test_fsdp2(ranks, kind, keywords):
     ranks(check_fsdp, kind, keywords)
+
+
+def check_fsdp_from_meta():
+    """The usual way for models too large for one machine: no data before the shards are cut."""
+    model = decoder("own")
+    with torch.device("meta"):
+        empty = decoder("own")
+    wrapped = sharded(empty).to_empty(device="cpu")
+    options = state_dict.StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+    state_dict.set_model_state_dict(wrapped, model.state_dict() if dist.get_rank() == 0 else {}, options=options)
+    check_training(wrapped, model)
+
+
+@pytest.mark.skipif(not hasattr(fsdp, "fully_shard"), reason="fully_shard is public from torch 2.6 on")
+def test_fsdp2_from_meta(ranks):
+    ranks(check_fsdp_from_meta)
 
 
 def check_fsdp_mixed():
