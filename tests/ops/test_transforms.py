@@ -369,3 +369,28 @@ def test_functionalize(backend):
     tensors = GROUPED.tensors()
     agree(lambda f: torch.func.functionalize(f), GROUPED, *tensors)
     agree(lambda f: torch.func.functionalize(grad(cubed(f))), GROUPED, *tensors)
+
+
+@pytest.mark.cuda
+@by_name
+def test_on_a_gpu(problem):
+    """The same kernels under transforms: values of PyTorch's function on a CPU."""
+    tensors = problem.tensors()
+    ours, _, theirs = pair(problem)
+    dims = (0, None, 0)
+
+    def each(function):
+        scalar = cubed(function)
+        return (
+            lambda *t: vmap(grad(scalar, (0, 1, 2)), dims)(*batched(t, dims)),
+            lambda *t: vmap(function, (None, 0, None))(*batched(t, (None, 0, None))),
+            lambda *t: jvp(grad(scalar, (0, 1)), t, tuple(entry * 2 for entry in t)),
+            lambda *t: jacrev(function, 1)(*t),
+        )
+
+    with convt.backend("native"):
+        for actual, expected in zip(each(ours), each(theirs), strict=True):
+            results = tree_leaves(actual(*(tensor.cuda() for tensor in tensors)))
+            for one, other in zip(results, tree_leaves(expected(*tensors)), strict=True):
+                assert one.is_cuda
+                torch.testing.assert_close(one.cpu(), other)

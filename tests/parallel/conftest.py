@@ -2,7 +2,7 @@
 
 import pytest
 import torch.distributed as dist
-from processes import Ranks
+from processes import Ranks, several_gpus
 
 
 @pytest.fixture(scope="session")
@@ -13,3 +13,11 @@ def ranks(tmp_path_factory):
     ranks = Ranks(tmp_path_factory.mktemp("ranks"))
     yield ranks
     ranks.stop()
+
+
+@pytest.fixture
+def gpu_ranks(ranks):
+    """The same where every process has a GPU of its own, over NCCL."""
+    if not several_gpus():
+        pytest.skip("one GPU for every process is needed")
+    return ranks

@@ -17,10 +17,19 @@ WORLD = 2
 PATIENCE = 120  # seconds for one job; a collective that one rank never enters would wait for ever
 
 
+def several_gpus() -> bool:
+    """Whether every process gets a GPU of its own."""
+    return torch.cuda.device_count() >= WORLD and dist.is_nccl_available()
+
+
 def serve(rank: int, rendezvous: str, jobs: Connection) -> None:
     """A process: answers (function, arguments) with (error or None), in the process group of all ranks."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=WORLD)
+    backend = "gloo"
+    if several_gpus():
+        torch.cuda.set_device(rank)
+        backend = "cpu:gloo,cuda:nccl"
+    dist.init_process_group(backend, init_method=f"file://{rendezvous}", rank=rank, world_size=WORLD)
     while (job := jobs.recv()) is not None:
         function, arguments = job
         torch.manual_seed(0)

@@ -67,8 +67,9 @@ def train(model, input, steps=3):
 
 def check_training(model, reference):
     """The ranks' halves of a batch train a model as one process does with the whole."""
-    expected, expected_grads = train(reference, batch())
-    losses, grads = train(model, mine(batch()))
+    whole = batch().to(next(reference.parameters()).device)
+    expected, expected_grads = train(reference, whole)
+    losses, grads = train(model, mine(whole))
     dist.all_reduce(losses)
     torch.testing.assert_close(losses / dist.get_world_size(), expected)
     for actual, value in zip(grads, expected_grads, strict=True):
@@ -77,8 +78,8 @@ def check_training(model, reference):
         torch.testing.assert_close(full(actual.detach()), value.detach())
 
 
-def check_ddp(kind, keywords):
-    model = decoder(kind)
+def check_ddp(kind, keywords, device="cpu"):
+    model = decoder(kind).to(device)
     check_training(DistributedDataParallel(copy.deepcopy(model), **keywords), model)
 
 
@@ -102,6 +103,12 @@ def check_ddp_accumulates():
     model(batch()).square().sum().backward()
     for actual, value in zip(wrapped.parameters(), model.parameters(), strict=True):
         torch.testing.assert_close(actual.grad * dist.get_world_size(), value.grad)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("kind", KINDS)
+def test_ddp_on_gpus(gpu_ranks, kind):
+    gpu_ranks(check_ddp, kind, {}, "cuda")
 
 
 def check_accelerated_when_wrapped():
@@ -137,22 +144,23 @@ def test_ddp_compiled(ranks):
 
 
 def sharded(model, **keywords):
+    mesh = mesh_of_all("cuda" if model[0].weight.is_cuda else "cpu")
     for layer in (model[0], model[3], model):
-        fsdp.fully_shard(layer, mesh=mesh_of_all(), **keywords)
+        fsdp.fully_shard(layer, mesh=mesh, **keywords)
     return model
 
 
-def check_fsdp(kind, keywords):
-    model = decoder(kind)
+def check_fsdp(kind, keywords, device="cpu"):
+    model = decoder(kind).to(device)
     wrapped = sharded(copy.deepcopy(model), **keywords)
     assert all(isinstance(parameter, DTensor) for parameter in wrapped.parameters())
     check_training(wrapped, model)
     options = state_dict.StateDictOptions(full_state_dict=True)
     saved = state_dict.get_model_state_dict(wrapped, options=options)
     if dist.get_rank() == 0:
-        fresh = decoder(kind)
+        fresh = decoder(kind).to(device)
         fresh.load_state_dict(saved, strict=True)
-        torch.testing.assert_close(fresh(batch()), model(batch()))
+        torch.testing.assert_close(fresh(batch().to(device)), model(batch().to(device)))
 
 
 @pytest.mark.skipif(not hasattr(fsdp, "fully_shard"), reason="fully_shard is public from torch 2.6 on")
@@ -160,6 +168,12 @@ def check_fsdp(kind, keywords):
 @pytest.mark.parametrize("keywords", ({}, {"reshard_after_forward": False}), ids=("zero3", "zero2"))
 def test_fsdp2(ranks, kind, keywords):
     ranks(check_fsdp, kind, keywords)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not hasattr(fsdp, "fully_shard"), reason="fully_shard is public from torch 2.6 on")
+def test_fsdp2_on_gpus(gpu_ranks):
+    gpu_ranks(check_fsdp, "own", {}, "cuda")
 
 
 def check_fsdp_from_meta():

@@ -39,9 +39,9 @@ GROUPED = case("grouped", (3, 6, 4, 3), (6, 2, 3, 2), stride=2, padding=1, group
 
 
 @cache
-def mesh_of_all():
+def mesh_of_all(device="cpu"):
     """One mesh per process: torch.compile (2.13) trips over a second one that equals it."""
-    return init_device_mesh("cpu", (torch.distributed.get_world_size(),))
+    return init_device_mesh(device, (torch.distributed.get_world_size(),))
 
 
 def function_of(problem):
@@ -51,7 +51,7 @@ def function_of(problem):
 
 def shard(tensors, placements):
     """DTensors of the tensors; from a partial sum's value, one rank's share of it."""
-    mesh = mesh_of_all()
+    mesh = mesh_of_all(tensors[0].device.type)
     result = []
     for tensor, placement in zip(tensors, placements, strict=True):
         if placement == P:
@@ -62,11 +62,11 @@ def shard(tensors, placements):
     return result
 
 
-def expectation(problem, bias):
+def expectation(problem, bias, device="cpu"):
     """Output, a gradient for it, and those of the arguments, by PyTorch in this process alone."""
-    leaves = problem.tensors(grad=True)[: 2 + bias]
+    leaves = [tensor.to(device).requires_grad_() for tensor in problem.tensors()[: 2 + bias]]
     output = getattr(F, f"conv_transpose{problem.rank}d")(*leaves, **problem.keywords)
-    cotangent = torch.randn(output.shape, generator=torch.Generator().manual_seed(9), dtype=output.dtype)
+    cotangent = torch.randn(output.shape, generator=torch.Generator().manual_seed(9), dtype=output.dtype).to(device)
     return output, cotangent, torch.autograd.grad(output, leaves, cotangent)
 
 
@@ -87,10 +87,10 @@ def collectives(graph):
     return [str(node.target) for node in graph.graph.nodes if "c10d" in str(node.target)]
 
 
-def check_split(problem, name, bias=True, compiled=False):
+def check_split(problem, name, bias=True, compiled=False, device="cpu"):
     placements, output_placement, grad_placements = RULES[name]
-    expected, cotangent, expected_grads = expectation(problem, bias)
-    leaves = shard(problem.tensors()[: 2 + bias], placements[: 2 + bias])
+    expected, cotangent, expected_grads = expectation(problem, bias, device)
+    leaves = shard([tensor.to(device) for tensor in problem.tensors()[: 2 + bias]], placements[: 2 + bias])
     elsewhere = R if output_placement == P else output_placement  # the gradient of a sum's parts is that of the sum
     (grad_output,) = shard([cotangent], [elsewhere])
     if compiled:
@@ -112,17 +112,24 @@ def check_split(problem, name, bias=True, compiled=False):
         torch.testing.assert_close(grad.full_tensor(), value)
 
 
-def check_all(problem, bias, compiled):
+def check_all(problem, bias, compiled, device="cpu"):
     for backend in ("auto",) if compiled else ("native", "aten"):
         for name in RULES:
             with convt.backend(backend):
-                check_split(problem, name, bias, compiled)
+                check_split(problem, name, bias, compiled, device)
 
 
 @pytest.mark.parametrize("bias", (True, False), ids=("bias", "no-bias"))
 @pytest.mark.parametrize("problem", PLAIN, ids=lambda p: p.name)
 def test_splits(ranks, problem, bias):
     ranks(check_all, problem, bias, False)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("compiled", (False, True), ids=("eager", "compiled"))
+@pytest.mark.parametrize("problem", PLAIN, ids=lambda p: p.name)
+def test_splits_on_gpus(gpu_ranks, problem, compiled):
+    gpu_ranks(check_all, problem, True, compiled, "cuda")
 
 
 @pytest.mark.parametrize("problem", PLAIN[:2], ids=lambda p: p.name)

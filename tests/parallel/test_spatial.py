@@ -76,18 +76,18 @@ def test_halos_are_as_small_as_can_be():
     ]
 
 
-def check_against_whole(problem, axis, told):
+def check_against_whole(problem, axis, told, device="cpu"):
     here = torch.distributed.get_rank()
     function = getattr(convt, f"conv_transpose{problem.rank}d")
     size = problem.input[axis]
     extents = [size - size // 3, size // 3]
-    whole, weight, bias = problem.tensors(grad=True)
+    whole, weight, bias = (tensor.to(device).requires_grad_() for tensor in problem.tensors())
     expected = function(whole, weight, bias, **problem.keywords)
     cotangent = torch.randn_like(expected)
     split = (problem.geometry[i][axis - 2] for i in (0, 1, 2, 4))
     cuts = parallel.output_extents(extents, weight.shape[axis], *split)
 
-    part, own_weight, own_bias = problem.tensors(grad=True)
+    part, own_weight, own_bias = (tensor.to(device).requires_grad_() for tensor in problem.tensors())
     own = part.detach().split(extents, axis)[here].clone().requires_grad_()
     leaves = own, own_weight, own_bias
     output = parallel.spatially_sharded(
@@ -115,6 +115,13 @@ def check_against_whole(problem, axis, told):
 @pytest.mark.parametrize("problem", CASES, ids=lambda p: p.name)
 def test_two_processes(ranks, problem, axis, told):
     ranks(check_against_whole, problem, axis % len(problem.input), told)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("problem", CASES, ids=lambda p: p.name)
+def test_two_gpus(gpu_ranks, problem):
+    for told in (True, False):
+        gpu_ranks(check_against_whole, problem, 2, told, "cuda")
 
 
 def check_a_decoder():
