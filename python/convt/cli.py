@@ -51,48 +51,46 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("--json", action="store_true", help="one JSON object")
     explain.set_defaults(run=_explain)
 
+    _add_benches(commands)
+    return parser
+
+
+class _BenchParser(argparse.ArgumentParser):
+    """`convt bench FILE.json` is `convt bench file FILE.json`."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        if args and str(args[0]).endswith(".json"):
+            args = ["file", *args]
+        return super().parse_known_args(args, namespace)
+
+
+def _add_benches(commands: Any) -> None:
     bench = commands.add_parser("bench", help="convt against PyTorch, interleaved, in medians")
-    suites = bench.add_subparsers(dest="suite", required=True)
+    bench.__class__ = _BenchParser
+    suites = bench.add_subparsers(dest="suite", required=True, parser_class=argparse.ArgumentParser)
     for suite, what in (
-        ("cpu", "layers on the CPU"),
-        ("sweep", "300 layers on the CPU, what the plan's rule rests on"),
+        ("kernelbench", "its 17 layers"),
+        ("zoo", "128 layers of 36 models"),
+        ("cpu", "25 layers of every kind for a processor, each with its own dtype and layout"),
+        ("sweep", "370 layers for a processor: what the plan's rule rests on"),
+        ("file", "the problems of a JSON file; `convt bench FILE.json` for short"),
     ):
-        layers = suites.add_parser(suite, help=what)
-        layers.add_argument(
-            "--filter", nargs="+", default=[], metavar="WORD", help="only layers whose name has every word"
-        )
-        layers.add_argument(
-            "--direction",
-            choices=("forward", "backward", "grad_input", "grad_weight", "both", "operators"),
-            default="both",
-            help="both: forward and backward (the default); operators: forward, grad_input and grad_weight apart",
-        )
-        layers.add_argument("--backend", choices=BACKENDS, default="auto")
-        layers.add_argument("--seconds", type=_positive, default=1.0, help="time to measure each line for (1)")
-        layers.add_argument("--quick", action="store_true", help="a tenth of a second per line: numbers are rough")
-        layers.add_argument("--out", type=Path, help="append JSON lines to this file")
-        layers.set_defaults(run=_bench_layers)
-    _add_gpu_benches(suites)
+        _add_suite(suites.add_parser(suite, help=what), suite)
+    _add_table_and_roofline(suites)
     overhead = suites.add_parser("overhead", help="nanoseconds per call on one element")
     overhead.add_argument("--quick", action="store_true", help="a tenth of the repeats: numbers are rough")
     overhead.add_argument("--out", type=Path, help="append JSON lines to this file")
     overhead.set_defaults(run=_bench_overhead)
-    return parser
 
 
-def _add_gpu_benches(suites: Any) -> None:
-    for suite, what in (
-        ("kernelbench", "its 17 layers, on a GPU (or, made small, on the CPU)"),
-        ("zoo", "128 layers of 36 models, in the same ways"),
-    ):
-        bench = suites.add_parser(suite, help=what)
-        _add_gpu_bench(bench)
-        if suite == "zoo":
-            bench.add_argument("--train", action="store_true", help="only layers of training runs")
-    _add_table_and_roofline(suites)
+DIRECTIONS = ("forward", "forward_backward", "backward", "grad_input", "grad_weight")
+# Names for several directions: what a user waits for, and what the plan decides on.
+GROUPS = {"both": ("forward", "forward_backward"), "operators": ("forward", "grad_input", "grad_weight")}
 
 
-def _add_gpu_bench(bench: argparse.ArgumentParser) -> None:
+def _add_suite(bench: argparse.ArgumentParser, suite: str) -> None:
+    if suite == "file":
+        bench.add_argument("file", metavar="FILE", help="a list of objects with input and weight: docs/benchmarks.md")
     bench.add_argument(
         "--filter",
         "--only",
@@ -101,19 +99,30 @@ def _add_gpu_bench(bench: argparse.ArgumentParser) -> None:
         metavar="WORD",
         help="only these names or numbers, and of the rest those that have every word",
     )
-    bench.add_argument("--direction", nargs="+", choices=("forward", "forward_backward"), default=["forward"])
+    bench.add_argument(
+        "--direction",
+        nargs="+",
+        choices=(*DIRECTIONS, *GROUPS),
+        default=["operators" if suite == "sweep" else "both" if suite == "cpu" else "forward"],
+        help="both: forward, and forward with backward; operators: forward, grad_input and grad_weight apart",
+    )
     bench.add_argument(
         "--precision",
         nargs="+",
-        choices=("tf32", "ieee", "bf16", "fp16"),
-        help="tf32 ieee bf16 on a GPU, ieee on a CPU, unless named",
+        choices=("tf32", "ieee", "bf16", "fp16", "fp64"),
+        help="tf32 ieee bf16 on a GPU, ieee on a CPU, unless named; of layers with a dtype those to keep",
     )
-    bench.add_argument("--layout", nargs="+", choices=("contiguous", "channels_last"), default=["contiguous"])
+    bench.add_argument(
+        "--layout",
+        nargs="+",
+        choices=("contiguous", "channels_last"),
+        help="contiguous unless named; of layers with a layout those to keep",
+    )
     bench.add_argument(
         "--rivals",
-        choices=("all", "eager", "none"),
-        default="all",
-        help="of PyTorch's: its defaults and its fastest setting (all, the default), its defaults, or none",
+        choices=("all", "settings", "eager", "none"),
+        help="of PyTorch's: its defaults, its fastest setting and torch.compile (all), the first two (settings; the "
+        "default with --quick), its defaults, or none",
     )
     bench.add_argument(
         "--config",
@@ -123,20 +132,26 @@ def _add_gpu_bench(bench: argparse.ArgumentParser) -> None:
         help="a line for each kernel or configuration named (of every operator, or grad_weight=NAME,...); auto is the "
         "plan's choice",
     )
-    bench.add_argument("--backend", choices=BACKENDS, default="native", help="convt's own code unless named")
+    bench.add_argument(
+        "--backend",
+        choices=BACKENDS,
+        help="convt's own code (native) on a GPU and the plan's choice on a CPU, by default",
+    )
     bench.add_argument("--device", choices=("cpu", "cuda"), help="a GPU by default when PyTorch sees one")
     bench.add_argument(
-        "--shrink",
-        action=argparse.BooleanOptionalAction,
-        default=None,
-        help="two small images of each layer: right or wrong, not fast or slow (on a CPU unless told otherwise)",
+        "--sizes",
+        choices=("full", "reduced", "tiny"),
+        help="full, or on a CPU fewer and smaller images (reduced; not of the suites for a CPU); tiny ones tell right "
+        "from wrong, not fast from slow",
     )
     bench.add_argument("--seconds", type=_positive, default=0.5, help="time to measure each line for (0.5)")
-    bench.add_argument("--quick", action="store_true", help="three turns per line: numbers are rough")
+    bench.add_argument("--quick", action="store_true", help="three turns per line, no torch.compile: numbers are rough")
     bench.add_argument("--stop-after", type=_positive, metavar="SECONDS", help="begin no further line after this time")
     bench.add_argument("--out", type=Path, help="append JSON lines to this file")
     bench.add_argument("--resume", action="store_true", help="leave out what --out has of this commit and machine")
-    bench.set_defaults(run=_bench_gpu, train=False)
+    bench.set_defaults(run=_bench_suite, train=False)
+    if suite == "zoo":
+        bench.add_argument("--train", action="store_true", help="only layers of training runs")
 
 
 def _add_table_and_roofline(suites: Any) -> None:
@@ -205,40 +220,30 @@ def _explain(options: argparse.Namespace) -> int:
     return explain.show(facts, as_json=options.json)
 
 
-def _bench_layers(options: argparse.Namespace) -> int:
-    from convt.bench import layers
+def _bench_suite(options: argparse.Namespace) -> int:
+    from convt.bench import devices, suite
+    from convt.bench.protocol import Options
+    from convt.testing import SUITES
 
-    groups = {"both": layers.BOTH, "operators": layers.OPERATORS}
-    return layers.run(
-        options.suite,
-        words=options.filter,
-        directions=groups.get(options.direction, (options.direction,)),
-        backend=options.backend,
-        seconds=0.1 if options.quick else options.seconds,
-        out=options.out,
-    )
-
-
-def _bench_gpu(options: argparse.Namespace) -> int:
-    from convt.bench import gpu, suite
-
-    device = options.device or _standard_device()
-    shrunk = device == "cpu" if options.shrink is None else options.shrink
+    machine = devices.DEVICES[options.device or devices.standard()]
+    own = options.suite in SUITES  # these have sizes, dtypes and layouts for a CPU
+    sizes = options.sizes or ("full" if own else machine.sizes)
+    directions = dict.fromkeys(name for word in options.direction for name in GROUPS.get(word, (word,)))
     work = suite.cases(
         options.filter,
-        precisions=options.precision or (("tf32", "ieee", "bf16") if device == "cuda" else ("ieee",)),
+        precisions=options.precision or (None if own else machine.precisions),
         layouts=options.layout,
-        directions=options.direction,
+        directions=tuple(directions),
         configs=options.config,
-        shrunk=shrunk,
-        suite=options.suite,
+        sizes=sizes,
+        suite=options.file if options.suite == "file" else options.suite,
         train=options.train,
     )
-    how = gpu.Options(
-        device=device,
-        backend=options.backend,
-        rivals=options.rivals,
-        shrunk=shrunk,
+    how = Options(
+        device=machine.name,
+        backend=options.backend or machine.backend,
+        rivals=options.rivals or ("settings" if options.quick else "all"),
+        sizes=sizes,
         quick=options.quick,
         seconds=0.05 if options.quick else options.seconds,
     )
@@ -259,9 +264,9 @@ def _bench_gpu(options: argparse.Namespace) -> int:
 
 
 def _bench_roofline(options: argparse.Namespace) -> int:
-    from convt.bench import roofline
+    from convt.bench import devices, roofline
 
-    return roofline.run(device=options.device or _standard_device(), seconds=options.seconds, out=options.out)
+    return roofline.run(device=options.device or devices.standard(), seconds=options.seconds, out=options.out)
 
 
 def _bench_table(options: argparse.Namespace) -> int:
@@ -274,12 +279,6 @@ def _bench_table(options: argparse.Namespace) -> int:
     if options.results:
         print(tables.KINDS[options.kind](tables.read(options.results, options.filter)))
     return 0
-
-
-def _standard_device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _bench_overhead(options: argparse.Namespace) -> int:

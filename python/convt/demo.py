@@ -15,11 +15,11 @@ from rich.console import Console
 import convt
 from convt import _C, problems
 from convt.bench import machine
-from convt.bench.layers import planned
-from convt.bench.measure import Timing, interleaved
+from convt.plan import plan
 from convt.problem import Problem
 from convt.terminal import plain_table, print_whole, progress_bar
-from convt.testing import Layer, problem_of, sample
+from convt.testing import problem_of, sample
+from convt.timing import Timing, interleaved
 
 _SEED = 42  # KernelBench's
 
@@ -155,7 +155,7 @@ def _solve(
         number=number,
         problem=problem,
         reduced=reduced,
-        plan=planned(Layer(problem, input.dtype), "forward", device),
+        plan=plan(problem, "forward", input.dtype, device, requested=convt.current_backend()).backend,
         error=error,
         torch_error=torch_error,
         matches=matches,

@@ -24,6 +24,7 @@ PYTHON_ROOMS = {
     "_C": 0,
     "problem": 1,
     "settings": 1,
+    "timing": 1,
     "heuristics": 2,
     "plan": 3,
     "operators": 4,

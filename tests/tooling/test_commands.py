@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import convt
-from convt import cli, demo, problems
-from convt.bench import layers, machine, measure
-from convt.testing import SUITES
+from convt import cli, demo, problems, timing
+from convt.bench import machine, roofline
+from convt.testing import SUITES, select_layers
 
 
 def convt_command(*arguments, **options):
@@ -152,7 +152,8 @@ def test_demo_says_that_there_is_no_gpu(capsys):
 def two_layers(monkeypatch):
     chosen = tuple(layer for layer in SUITES["cpu"] if layer.name.startswith("1d k5") or "1x1" in layer.name)
     assert len(chosen) == 2
-    monkeypatch.setitem(layers.SUITES, "cpu", chosen)
+    monkeypatch.setitem(SUITES, "cpu", chosen)
+    monkeypatch.setattr(roofline, "ceilings", lambda device: roofline.Ceilings(1e10, {"ieee": 1e11}))
     return chosen
 
 
@@ -161,20 +162,38 @@ def test_bench_writes_a_line_per_layer_and_direction(two_layers, tmp_path, capsy
     assert cli.main(["bench", "cpu", "--quick", "--backend", "native", "--out", str(out)]) == 0
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     assert [(line["problem"], line["direction"]) for line in lines] == [
-        (layer.name, direction) for layer in two_layers for direction in ("forward", "backward")
+        (layer.name, direction) for layer in two_layers for direction in ("forward", "forward_backward")
     ]
+    precisions = {"float32": "ieee", "float64": "fp64"}
     for line in lines:
+        layer = next(layer for layer in two_layers if layer.name == line["problem"])
         assert line["ok"] is True
-        assert line["suite"] == "cpu" and line["backend"] == line["plan"] == "native"
-        assert line["layout"] == "contiguous" and line["precision"] == "ieee" and line["torch"] == torch.__version__
+        assert line["suite"] == "cpu" and line["backend"] == "native" and set(line["kernel"].split(" + ")) == {"native"}
+        assert line["layout"] == "contiguous" and line["precision"] == precisions[str(layer.dtype).split(".")[1]]
+        assert line["torch"] == torch.__version__ and line["sizes"] == "full"
         assert line["isa"] in {"avx512", "avx2", "baseline"} and line["threads"] >= 1 and line["device"]
+        assert set(line["config"].split(" + ")) == {line["isa"]}
         assert 0 < line["us_p20"] <= line["us"] <= line["us_p80"]
-        assert line["ratio"] == pytest.approx(line["torch_us"] / line["us"])
-        assert line["turns"] >= 5 and line["gflops"] > 0 and line["gbs"] > 0
+        assert line["eager_us"] > 0 and line["best_us"] > 0 and line["compile_us"] is None
+        assert line["turns"] >= 3 and line["tflops"] > 0 and line["gbs"] > 0 and line["roofline_us"] > 0
+        results = 4 * layer.problem.batch * layer.problem.out_channels
+        assert line["peak_bytes"] >= results and line["eager_peak_bytes"] >= results
         assert 0 <= line["max_error"] < 1e-3
-        assert "commit" in line and "dtype" in line
+        assert "commit" in line
     printed = capsys.readouterr().out
     assert all(layer.name in printed for layer in two_layers), "names are never cut off"
+
+
+def test_bench_of_single_operators(two_layers, tmp_path):
+    out = tmp_path / "lines.jsonl"
+    assert cli.main(["bench", "cpu", "--quick", "--direction", "operators", "backward", "--out", str(out)]) == 0
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    directions = ["forward", "grad_input", "grad_weight", "backward"]
+    assert [line["direction"] for line in lines] == 2 * directions and all(line["ok"] for line in lines)
+    operators = {name: [name] for name in directions[:3]} | {"backward": ["grad_input", "grad_weight"]}
+    for line in lines:
+        assert list(line["errors"]) == [told["operator"] for told in line["plans"]] == operators[line["direction"]]
+        assert line["forward_us"] is None
 
 
 def test_bench_calls_a_wrong_line_wrong(two_layers, capsys, monkeypatch):
@@ -184,26 +203,13 @@ def test_bench_calls_a_wrong_line_wrong(two_layers, capsys, monkeypatch):
     assert "WRONG" in capsys.readouterr().out
 
 
-def test_bench_interrupted_keeps_what_is_done(two_layers, tmp_path, capsys, monkeypatch):
-    measured = layers.measure
-
-    def interrupted(suite, layer, direction, **options):
-        if layer == two_layers[1]:
-            raise KeyboardInterrupt
-        return measured(suite, layer, direction, **options)
-
-    monkeypatch.setattr(layers, "measure", interrupted)
-    out = tmp_path / "lines.jsonl"
-    assert layers.run("cpu", seconds=0.01, out=out) == 130
-    assert len(out.read_text().splitlines()) == 2
-    assert "Interrupted after 2 of 4 lines." in capsys.readouterr().out
-
-
 def test_bench_filter_takes_all_words_and_explains_itself(capsys):
-    chosen = layers.select("cpu", ["depthwise", "channels_last"])
+    chosen = select_layers("cpu", ["depthwise", "channels_last"])
     assert len(chosen) == 1
     assert cli.main(["bench", "cpu", "--filter", "no such layer"]) == 2
     assert "2d k4 s2 p1" in capsys.readouterr().err
+    assert cli.main(["bench", "cpu", "--precision", "tf32"]) == 2
+    assert "precision" in capsys.readouterr().err
 
 
 def test_bench_suite_covers_what_pytorch_is_slow_at():
@@ -239,7 +245,7 @@ def test_overhead_measures_three_kinds_of_call(tmp_path):
 
 def test_rivals_take_turns():
     order = []
-    timings = measure.interleaved([lambda: order.append("a"), lambda: order.append("b")], seconds=1e-9, least_turns=2)
+    timings = timing.interleaved([lambda: order.append("a"), lambda: order.append("b")], seconds=1e-9, least_turns=2)
     assert [timing.turns for timing in timings] == [2, 2]
     warm, turns = order[:2], order[2:]
     assert warm == ["a", "b"]
@@ -248,19 +254,19 @@ def test_rivals_take_turns():
 
 
 def test_medians_and_percentiles():
-    timing = measure._timing([(seconds, 0.0) for seconds in (5.0, 1.0, 2.0, 3.0, 4.0)])
-    assert (timing.median, timing.turns) == (3.0, 5)
-    assert timing.low == pytest.approx(1.8)
-    assert timing.high == pytest.approx(4.2)
-    assert timing.first is timing.second is None
+    found = timing._timing([(seconds, 0.0) for seconds in (5.0, 1.0, 2.0, 3.0, 4.0)])
+    assert (found.median, found.turns) == (3.0, 5)
+    assert found.low == pytest.approx(1.8)
+    assert found.high == pytest.approx(4.2)
+    assert found.first is found.second is None
 
 
 def test_parts_of_a_call_have_medians_of_their_own():
-    timing = measure._timing([(3.0, 1.0), (4.0, 1.5), (9.0, 2.0)])
-    assert (timing.median, timing.first, timing.second) == (4.0, 1.5, 2.5)
+    found = timing._timing([(3.0, 1.0), (4.0, 1.5), (9.0, 2.0)])
+    assert (found.median, found.first, found.second) == (4.0, 1.5, 2.5)
     order = []
-    slow = measure.Parts(lambda: time.sleep(4e-3) or "value", lambda value: order.append(value) or time.sleep(1e-3))
-    parted, plain = measure.interleaved([slow, lambda: order.append("plain")], seconds=1e-9, least_turns=3)
+    slow = timing.Parts(lambda: time.sleep(4e-3) or "value", lambda value: order.append(value) or time.sleep(1e-3))
+    parted, plain = timing.interleaved([slow, lambda: order.append("plain")], seconds=1e-9, least_turns=3)
     assert order[:2] == ["value", "plain"] and plain.first is None
     assert parted.first >= 4e-3 and parted.second >= 1e-3
     assert parted.median == pytest.approx(parted.first + parted.second, rel=0.5)

@@ -114,7 +114,7 @@ def line(problem: str, us: float | None, **facts) -> record.Line:
     told = {
         "suite": "kernelbench", "name": f"layer {problem}", "direction": "forward", "precision": "tf32",
         "layout": "contiguous", "device": "GPU", "driver": "1.2", "torch": "2.11", "cuda": "13.0", "cudnn": 91000,
-        "commit": "abc", "backend": "native", "forced": None, "rivals": "all", "shrunk": False, "quick": False,
+        "commit": "abc", "backend": "native", "forced": None, "rivals": "all", "sizes": "full", "quick": False,
         "us": us, "us_p20": us, "us_p80": us, "eager_us": 200.0, "best_us": 90.0,
         "best_setting": "channels_last benchmark",
         "roofline_us": 50.0, "roofline_tflops": 400.0, "roofline_gbs": 4300.0, "config": "64x256p4w1x4",
@@ -136,7 +136,7 @@ def results(tmp_path):
         line("57", 100.0, commit="def"),
         line("64", None, ok=False, error="no"),
         line("57", 50.0, forced="simt"),
-        line("57", 1.0, shrunk=True),
+        line("57", 1.0, sizes="tiny"),
         line("57", 80.0, precision="bf16", candidates=None),
     ):
         record.append(path, made)

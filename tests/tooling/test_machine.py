@@ -17,9 +17,9 @@ def test_roofline_command(tmp_path, capsys):
     out = tmp_path / "roofline.jsonl"
     assert cli.main(["bench", "roofline", "--device", "cpu", "--seconds", "0.01", "--out", str(out)]) == 0
     lines = lines_of(out)
-    assert [line["what"] for line in lines] == ["copy", "ieee", "fp64"]
+    assert [line["what"] for line in lines] == ["copy", "bf16", "fp16", "ieee", "fp64"]
     assert lines[0]["gbs"] > 0 and lines[0]["tflops"] is None
-    assert lines[1]["tflops"] > lines[2]["tflops"] * 0.5 and lines[1]["gbs"] is None
+    assert lines[3]["tflops"] > lines[4]["tflops"] * 0.5 and lines[3]["gbs"] is None
     assert all(line["suite"] == "roofline" and line["us"] > 0 and line["torch"] for line in lines)
     assert "TFLOP/s" in capsys.readouterr().out
 

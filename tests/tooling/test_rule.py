@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from convt import heuristics
+from convt.bench import record
 from convt.testing import SUITES, kernelbench, zoo
 
 RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results" / "cpu_sweep.jsonl"
@@ -19,11 +20,10 @@ def measured():
     """Per operator, the ratios native code reached (torch's time over its own) and what the rule picks."""
     layers = {layer.name: layer for layer in SUITES["sweep"]}
     found = {"forward": [], "grad_input": [], "grad_weight": []}
-    for text in RESULTS.read_text().splitlines():
-        line = json.loads(text)
-        layer = layers[line["problem"]]
-        pick = heuristics.choose(layer.problem, line["direction"], layer.dtype, layer.layout == "channels_last")
-        found[line["direction"]].append((line["ratio"], pick, line["problem"]))
+    for line in record.read(RESULTS):
+        layer = layers[line.problem]
+        pick = heuristics.choose(layer.problem, line.direction, layer.dtype, layer.layout == "channels_last")
+        found[line.direction].append((line.eager_us / line.us, pick, line.problem))
     return found
 
 

@@ -16,19 +16,26 @@ from convt.testing.definition import grad_bias, with_bias
 # is missing shows a hundred times more.
 _SLACK = 4.0
 
-OPERATORS = {"forward": ("forward",), "forward_backward": ("forward", "grad_input", "grad_weight")}
+# What a direction computes. backward leaves the forward outside of what is timed; the plan decides on single operators.
+OPERATORS = {
+    "forward": ("forward",),
+    "forward_backward": ("forward", "grad_input", "grad_weight"),
+    "backward": ("grad_input", "grad_weight"),
+    "grad_input": ("grad_input",),
+    "grad_weight": ("grad_weight",),
+}
 
 
 def results_of(direction: str, bias: bool) -> tuple[str, ...]:
     """The operators whose results a call of the direction returns, in its order."""
-    return OPERATORS[direction] + (("grad_bias",) if bias and direction == "forward_backward" else ())
+    return OPERATORS[direction] + (("grad_bias",) if bias and "backward" in direction else ())
 
 
 class Judge:
     """The definition of one problem's results in float64, for float32 with each rounding of the operands."""
 
     def __init__(self, problem: Problem, direction: str, tensors: Sequence[Tensor], bias: Tensor | None = None) -> None:
-        """tensors: (input, weight), and grad_output for forward_backward; they stay on their device."""
+        """tensors: (input, weight), and grad_output unless the direction is the forward; they stay on their device."""
         input, weight, *rest = tensors
         operands = {"forward": (input, weight)}
         if rest:
@@ -41,7 +48,7 @@ class Judge:
             {name: sample(operator, problem, *operands[operator], points=points, rounding=name) for name in roundings}
             for operator in OPERATORS[direction]
         ]
-        if bias is not None:
+        if bias is not None and self._names[0] == "forward":
             self._truths[0] = {name: with_bias(truth, bias) for name, truth in self._truths[0].items()}
         if "grad_bias" in self._names:
             self._truths.append({"fp32": grad_bias(rest[0])})
@@ -59,7 +66,7 @@ class Judge:
         return math.nan if any(map(math.isnan, errors)) else max(errors)
 
     def rounding(self, results: Sequence[Tensor]) -> tuple[str, dict[str, float]] | None:
-        """What the forward did to float32 operands, a name in ROUNDINGS, with the rms error against each of them.
+        """What the first operator did to float32 operands, a name in ROUNDINGS, with the rms error against each.
 
         None for other dtypes, which are not rounded.
         """

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
-from convt.bench.measure import interleaved
 from convt.problem import Problem
+from convt.timing import interleaved
 
 
 @dataclass(frozen=True)

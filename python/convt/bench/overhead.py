@@ -16,8 +16,8 @@ from torch.nn import functional as F
 
 import convt
 from convt.bench import machine
-from convt.bench.measure import Call
 from convt.terminal import plain_table
+from convt.timing import Call
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
+from convt.bench import older
 from convt.terminal import plain_table, print_whole
 
 
@@ -21,8 +22,8 @@ class Line:
     suite: str
     problem: str
     name: str  # the problem in words
-    direction: str  # forward | forward_backward
-    precision: str  # tf32 | ieee | bf16 | fp16
+    direction: str  # forward | forward_backward | backward | grad_input | grad_weight
+    precision: str  # tf32 | ieee | bf16 | fp16 | fp64
     layout: str  # of input, weight and gradient
     device: str
     driver: str | None
@@ -32,9 +33,11 @@ class Line:
     commit: str | None
     backend: str  # asked for
     forced: str | None  # the kernel or configuration asked for
-    rivals: str  # all | eager | none
-    shrunk: bool
+    rivals: str  # all | settings | eager | none
+    sizes: str  # full | reduced | tiny
     quick: bool
+    isa: str | None = None  # of a processor: instruction set and threads
+    threads: int | None = None
     kernel: str | None = None  # as planned, "aten" where PyTorch computes; of several operators "a + b + c"
     config: str | None = None
     predicted_us: float | None = None  # of all operators together; None where PyTorch computes one
@@ -51,6 +54,11 @@ class Line:
     best_setting: str | None = None
     candidates: list[dict[str, Any]] | None = None  # what best_setting was chosen from
     benchmark_first_call_s: float | None = None  # the longest search of cudnn.benchmark
+    compile_us: float | None = None  # PyTorch's defaults under torch.compile
+    compile_us_p20: float | None = None
+    compile_us_p80: float | None = None
+    compile_first_call_s: float | None = None  # compilation
+    compile_error: str | None = None
     roofline_us: float | None = None
     roofline_tflops: float | None = None  # the rates behind it
     roofline_gbs: float | None = None
@@ -85,7 +93,7 @@ class Line:
 # Lines that agree in these measure the same thing.
 SETTINGS = (
     "suite", "problem", "direction", "precision", "layout", "device", "driver", "torch", "cuda", "commit", "backend",
-    "forced", "rivals", "shrunk", "quick",
+    "forced", "rivals", "sizes", "quick", "isa", "threads",
 )  # fmt: skip
 
 
@@ -100,11 +108,13 @@ def read(path: Path) -> list[Line]:
     found: dict[tuple[Any, ...], Line] = {}
     for text in path.read_text().splitlines() if path.exists() else ():
         try:
-            values = json.loads(text)
-            line = Line(**{name: value for name, value in values.items() if name in known})
-        except (ValueError, TypeError, AttributeError):  # cut off by a kill, or another kind of line
+            forms = [
+                Line(**{name: value for name, value in form.items() if name in known})
+                for form in older.forms(json.loads(text))
+            ]
+        except (ValueError, TypeError, AttributeError, KeyError):  # cut off by a kill, or another kind of line
             continue
-        found[settings_of(line)] = line
+        found |= {settings_of(line): line for line in forms}
     return list(found.values())
 
 
@@ -135,7 +145,7 @@ def said(line: Line) -> str:
     words = [f"{line.us:.0f} us" if line.us is not None else "no time"]
     if line.forward_us is not None and line.backward_us is not None:
         words[0] += f" ({line.forward_us:.0f} + {line.backward_us:.0f})"
-    for name, theirs in (("eager", line.eager_us), ("best", line.best_us)):
+    for name, theirs in (("eager", line.eager_us), ("best", line.best_us), ("compiled", line.compile_us)):
         if theirs is not None:
             words.append(f"{name} {theirs:.0f}" + (f" ({theirs / line.us:.2f}x)" if line.us else ""))
     if line.us is not None and line.roofline_us:
@@ -147,8 +157,12 @@ def said(line: Line) -> str:
 def show(lines: Sequence[Line], console: Console) -> None:
     """The table, worst ratio first, and geometric means per direction, precision and layout."""
     first = lines[0]
+    words = [first.device, f"driver {first.driver or 'none'}"]
+    words += [] if first.isa is None else [first.isa, f"{first.threads} threads"]
+    words += [f"torch {first.torch}", f"commit {first.commit or 'unknown'}", f"backend {first.backend}"]
+    words += [] if first.sizes == "full" else [f"{first.sizes} sizes"]
     console.print(
-        f"{first.device}, driver {first.driver or 'none'}, torch {first.torch}, commit {first.commit or 'unknown'}",
+        ", ".join(words),
         highlight=False,
         soft_wrap=True,
     )
@@ -168,6 +182,8 @@ def show(lines: Sequence[Line], console: Console) -> None:
         "best",
         "x",
         "setting",
+        "compiled",
+        "x",
         "error",
     ):
         table.add_column(column, justify="right", no_wrap=True)
@@ -198,7 +214,7 @@ def _cells(line: Line) -> list[str]:
         return f"[{color}]{theirs / line.us:.2f}[/]"
 
     return [
-        line.problem + ("" if line.direction == "forward" else " +backward"),
+        line.problem + ("" if line.direction == "forward" else f" {line.direction.replace('forward_', '+')}"),
         line.precision,
         line.layout,
         line.config or line.forced or line.kernel or line.backend,
@@ -214,6 +230,8 @@ def _cells(line: Line) -> list[str]:
         number(line.best_us, "{:.0f}"),
         times(line.best_us),
         line.best_setting or "",
+        number(line.compile_us, "{:.0f}"),
+        times(line.compile_us),
         number(line.max_error, "{:.1e}"),
         number(line.eager_max_error, "{:.1e}"),
         line.eager_rounding or "",
@@ -229,6 +247,7 @@ def _means(lines: Sequence[Line]) -> str:
     means = {
         "eager / convt": mean((line.eager_us, line.us) for line in lines),
         "best / convt": mean((line.best_us, line.us) for line in lines),
+        "compiled / convt": mean((line.compile_us, line.us) for line in lines),
         "convt / roofline": mean((line.us, line.roofline_us) for line in lines),
     }
     text = ", ".join(f"{name} {value}" for name, value in means.items() if value)

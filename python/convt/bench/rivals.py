@@ -7,19 +7,25 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from convt import settings
-from convt.bench.measure import Apart, Parts, interleaved
+from convt.bench.devices import DEVICES
 from convt.problem import Problem
 from convt.testing import torch_function
+from convt.timing import Apart, Parts, interleaved
 
-DTYPES = {"tf32": torch.float32, "ieee": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-DIRECTIONS = ("forward", "forward_backward")
+DTYPES = {
+    "tf32": torch.float32,
+    "ieee": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp64": torch.float64,
+}
 Call = Callable[[], tuple[Tensor, ...]]
 
 # cuDNN's search tries up to ten algorithms many times: nobody waits for it where one call takes longer than this...
@@ -60,13 +66,13 @@ class Operands:
 
         made = [normal(problem.input_size), normal(problem.weight_size)]
         made[1] /= (problem.in_channels // problem.groups) ** 0.5
-        if direction == "forward_backward":
+        if direction != "forward":
             made.append(normal(problem.output_size))
         self._made = {"contiguous": tuple(made)}
         self.bias = normal((problem.out_channels,)) if bias else None
 
     def at(self, layout: str) -> tuple[Tensor, ...]:
-        """(input, weight) and for forward_backward grad_output."""
+        """(input, weight) and, unless the direction is the forward, grad_output."""
         if layout not in self._made:
             format = torch.channels_last if self.problem.rank == 2 else torch.channels_last_3d
             self._made[layout] = tuple(t.contiguous(memory_format=format) for t in self._made["contiguous"])
@@ -75,24 +81,43 @@ class Operands:
     def call(self, function: Callable[..., Tensor], layout: str) -> Call:
         """The computation as a call without arguments: (output,), or output and the gradients of all that is given.
 
-        Those are grad_input, grad_weight and, where there is a bias, grad_bias: one training step of the layer, in two
-        parts, forward and backward.
+        Of forward_backward those are grad_input, grad_weight and, where there is a bias, grad_bias: one training step
+        of the layer, in two parts, forward and backward. Of the backward alone, or of one gradient, the forward is done
+        in the first call and kept.
         """
         input, weight, *rest = self.at(layout)
         geometry = self.problem.geometry
         if self.direction == "forward":
             return lambda: (function(input, weight, self.bias, *geometry),)
         given = (input, weight) if self.bias is None else (input, weight, self.bias)
-        leaves = [tensor.detach().requires_grad_() for tensor in given]
-        bias = None if self.bias is None else leaves[2]
+        wanted = {"grad_input": (0,), "grad_weight": (1,)}.get(self.direction, range(len(given)))
+        copies = [tensor.detach() for tensor in given]
+        leaves = [copies[index].requires_grad_() for index in wanted]
+        bias = None if self.bias is None else copies[2]
+
+        def forward() -> Tensor:
+            return function(*copies[:2], bias, *geometry)
 
         def backward(output: Tensor) -> tuple[Tensor, ...]:
             return output.detach(), *torch.autograd.grad(output, leaves, rest)
 
-        return Parts(lambda: function(*leaves[:2], bias, *geometry), backward)
+        if self.direction == "forward_backward":
+            return Parts(forward, backward)
+        kept = cache(forward)
+        return lambda: torch.autograd.grad(kept(), leaves, rest, retain_graph=True)
 
     def torch_call(self, layout: str) -> Call:
         return self.call(torch_function(self.problem.rank), layout)
+
+    def compiled_call(self, layout: str) -> Call:
+        """PyTorch's function under torch.compile, at its standard mode; it compiles in the first call."""
+        torch._dynamo.reset()  # each problem is a new one: it must not count as a recompilation
+        theirs = torch_function(self.problem.rank)
+
+        def function(*arguments: Any) -> Tensor:
+            return theirs(*arguments)
+
+        return self.call(torch.compile(function, fullgraph=True, dynamic=False), layout)
 
 
 @contextmanager
@@ -151,7 +176,7 @@ def screen(
     """
     layouts = ("contiguous",) if operands.problem.rank == 1 else ("contiguous", "channels_last")
     done = [_try(operands, precision, Candidate(layout, False), device, stage) for layout in layouts]
-    if device == "cuda" if benchmark is None else benchmark:
+    if DEVICES[device].searches if benchmark is None else benchmark:
         for plain in tuple(done):
             if plain.us is None or plain.us * 1e-6 > _SEARCH_BELOW:
                 continue
@@ -170,8 +195,7 @@ def _try(
         call = rival(operands, precision, candidate)
         start = time.perf_counter()
         call()
-        if device == "cuda":
-            torch.cuda.synchronize()
+        DEVICES[device].synchronize()
         first = time.perf_counter() - start
         (timing,) = interleaved([call], seconds=1e-9, device=device, least_turns=3)
     except Exception as error:

@@ -13,8 +13,9 @@ import torch
 from rich.console import Console
 
 from convt.bench import machine
-from convt.bench.measure import interleaved
+from convt.bench.devices import DEVICES
 from convt.terminal import plain_table, print_whole
+from convt.timing import interleaved
 
 PRECISIONS = ("tf32", "ieee", "bf16", "fp16")
 
@@ -47,13 +48,15 @@ class Ceilings:
     rates: Mapping[str, float]  # flop per second of matrix products: tf32, ieee (float32 units), bf16, fp16
 
     def rate(self, precision: str) -> float:
-        """flop per second at "tf32", "ieee", "bf16" or "fp16".
+        """flop per second at "tf32", "ieee", "bf16", "fp16" or "fp64".
 
-        ieee is the better of the float32 units and three TF32 products. A CPU has no TF32: it counts as ieee there.
+        ieee is the better of the float32 units and three TF32 products, and 16-bit types may be widened to it. A CPU
+        has no TF32: it counts as ieee there.
         """
-        if precision == "ieee":
-            return max(self.rates["ieee"], self.rates.get("tf32", 0.0) / 3)
-        return self.rates.get(precision, self.rates["ieee"])
+        strict = max(self.rates["ieee"], self.rates.get("tf32", 0.0) / 3)
+        if precision == "fp64":
+            return self.rates.get("fp64", strict)
+        return max(self.rates.get(precision, strict), strict)
 
     def microseconds(self, flops: float, bytes: float, precision: str) -> float:
         """No implementation is faster: the larger of arithmetic and memory traffic."""
@@ -91,16 +94,13 @@ def measure(device: str = "cuda", *, seconds: float = 0.3) -> Iterator[Line]:
     float32 = torch.float32
     size, small = (8192, 4096) if gpu else (1024, 512)
     products: list[tuple[str, torch.dtype, int, Callable[[], AbstractContextManager[None]]]] = [
+        ("bf16", torch.bfloat16, size, nullcontext),
+        ("fp16", torch.float16, size, nullcontext),
         ("ieee", float32, size, partial(matmul_precision, "ieee")),
         ("fp64", torch.float64, small, nullcontext),
     ]
     if gpu:
-        products = [
-            ("bf16", torch.bfloat16, size, nullcontext),
-            ("fp16", torch.float16, size, nullcontext),
-            ("tf32", float32, size, partial(matmul_precision, "tf32")),
-            *products,
-        ]
+        products.insert(2, ("tf32", float32, size, partial(matmul_precision, "tf32")))
     for what, dtype, rows, around in products:
         a, b = (torch.randn(rows, rows, device=device, dtype=dtype) for _ in range(2))
         product = torch.empty_like(a)
@@ -124,7 +124,7 @@ def _line(
         what=what,
         size=size,
         device=machine.device_name(device),
-        driver=machine.driver() if device == "cuda" else None,
+        driver=DEVICES[device].facts()["driver"],
         torch=torch.__version__,
         cuda=torch.version.cuda,
         commit=machine.commit(),
@@ -138,10 +138,9 @@ def _line(
 
 
 def ceilings(device: str = "cuda", *, seconds: float = 0.1) -> Ceilings:
-    """Measure the machine; about a second on a GPU."""
+    """Measure the machine; about a second."""
     lines = {line.what: line for line in measure(device, seconds=seconds)}
-    if device == "cuda":
-        torch.cuda.empty_cache()
+    DEVICES[device].release()
     return Ceilings(
         copy=(lines["copy"].gbs or 0.0) * 1e9,
         rates={what: line.tflops * 1e12 for what, line in lines.items() if line.tflops is not None},

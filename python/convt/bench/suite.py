@@ -1,4 +1,4 @@
-"""`convt bench kernelbench` and `zoo`: all cases of a suite, kept line by line whatever happens on the way."""
+"""`convt bench` of a suite: all cases of a suite, kept line by line whatever happens on the way."""
 
 from __future__ import annotations
 
@@ -10,16 +10,15 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import torch
 from rich.console import Console
 
 from convt import plan
-from convt.bench import gpu, record, roofline
-from convt.bench.gpu import AUTO, Case, Options
+from convt.bench import devices, machine, problem_file, protocol, record, roofline
+from convt.bench.protocol import AUTO, Case, Options
 from convt.bench.record import Line
 from convt.bench.watchdog import Watchdog
 from convt.terminal import progress_bar
-from convt.testing import kernelbench, select
+from convt.testing import GPU_SUITES, SUITES, dtype_name, resized, select, select_layers
 
 # A call that takes longer, in seconds, never returns: convt's first one, all turns, anything of PyTorch's.
 _PATIENCE = {"convt": 45.0, "turns": 120.0, "torch": 300.0}
@@ -56,37 +55,62 @@ class _Run:
         self.add([replace(line, error=f"no answer within {_PATIENCE[kind]:.0f} s: {stage}") for line in lines])
 
 
+# A layer of these suites has a dtype of its own.
+_PRECISIONS = {"float32": "ieee", "float64": "fp64", "bfloat16": "bf16", "float16": "fp16"}
+
+
 def cases(
     words: Sequence[str] = (),
     *,
-    precisions: Sequence[str],
-    layouts: Sequence[str] = ("contiguous",),
+    precisions: Sequence[str] | None,
+    layouts: Sequence[str] | None = None,
     directions: Sequence[str] = ("forward",),
     configs: Sequence[str] = (AUTO,),
-    shrunk: bool = False,
+    sizes: str = "full",
     suite: str = "kernelbench",
     train: bool = False,
 ) -> list[Case]:
     """The cases in the order in which they run: a problem's layouts follow each other.
 
+    Args:
+        words: what to keep, as in testing.select and testing.select_layers.
+        precisions: in which to measure; where layers have their own, those to keep, None for all.
+        layouts: the same; None is contiguous where layers have none of their own.
+        suite: "kernelbench", "zoo", "cpu", "sweep" or the path of a JSON file of problems.
+
     Raises:
-        ValueError: `words` (as in testing.select) name nothing that is there.
+        ValueError: `words` name nothing that is there, or the file does not say what it should.
     """
+    if suite in SUITES:
+        made = [
+            Case(
+                layer.name,
+                resized(layer.problem, sizes),
+                direction,
+                _PRECISIONS[dtype_name(layer.dtype)],
+                layer.layout,
+                tuple(configs),
+                suite,
+            )
+            for layer in select_layers(suite, words)
+            for direction in directions
+        ]
+        made = [
+            case
+            for case in made
+            if (precisions is None or case.precision in precisions) and (layouts is None or case.layout in layouts)
+        ]
+        if not made:
+            raise ValueError(f"precision, layout: no layer of {suite} has {precisions or 'any'} and {layouts or 'any'}")
+        return made
+    entries = None if suite in GPU_SUITES else problem_file.read(Path(suite))
+    suite = suite if entries is None else Path(suite).stem
     return [
-        Case(
-            name,
-            kernelbench.shrunk(entry.problem) if shrunk else entry.problem,
-            direction,
-            precision,
-            layout,
-            tuple(configs),
-            suite,
-            entry.bias,
-        )
-        for name, entry in select(suite, words, train=train).items()
+        Case(name, resized(entry.problem, sizes), direction, precision, layout, tuple(configs), suite, entry.bias)
+        for name, entry in select(suite, words, train=train, entries=entries).items()
         for direction in directions
-        for precision in precisions
-        for layout in layouts
+        for precision in precisions or ("ieee",)
+        for layout in layouts or ("contiguous",)
         if layout == "contiguous" or entry.problem.rank > 1
     ]
 
@@ -117,18 +141,21 @@ def run(
         ValueError: there is no such device, no such kernel on it, or no file to resume from.
     """
     console = console or Console()
-    if options.device == "cuda" and not torch.cuda.is_available():
+    if options.device == "cuda" and devices.standard() != "cuda":
         raise ValueError("device: 'cuda', but PyTorch sees no GPU; legal here is 'cpu'")
     for config in {config for case in work for config in case.configs if config != AUTO}:
         if options.device == "cpu":
             raise ValueError(f"config: {config!r} is a kernel for a GPU; legal on a CPU is {AUTO!r}")
-        for name, _ in gpu.forced_kernels(config):
+        for name, _ in protocol.forced_kernels(config):
             plan.forced_kernel(name)  # raises for an unknown one
     if resume and out is None:
         raise ValueError("resume: there is no file to resume from; name it with --out")
-    if options.backend == "native" and not gpu.is_native_possible(options.device):
+    if options.backend == "native" and not options.machine.is_native_possible():
         console.print("convt has no kernels for this GPU or this build: the plan decides instead.", style="yellow")
         options = replace(options, backend="auto")
+
+    if options.device == "cpu" and (warning := machine.busy()):
+        console.print(warning, style="yellow", highlight=False)
 
     state = _Run(console, out)
     if resume and out is not None:
@@ -182,8 +209,8 @@ def _all(
             _replace(restart, left(), "a call that never returns")
             os._exit(3)
 
-        watchdog = stack.enter_context(Watchdog(expired)) if options.device == "cuda" else None
-        screened: gpu.Screened = {}
+        watchdog = stack.enter_context(Watchdog(expired)) if options.machine.hangs else None
+        screened: protocol.Screened = {}
         for done, case in enumerate(work):
             if stop_after is not None and time.monotonic() - start > stop_after:
                 rest = sum(len(case.configs) for case in work[done:])
@@ -197,11 +224,11 @@ def _all(
                 if watchdog is not None:
                     watchdog.stage(what, _PATIENCE[what.split()[0]])
 
-            lines = gpu.measure(case, options, ceilings, screened=screened, stage=stage)
+            lines = protocol.measure(case, options, ceilings, screened=screened, stage=stage)
             if watchdog is not None:
                 watchdog.stage("", None)
             state.add(lines)
-            if gpu.is_lost(options.device):
+            if options.machine.is_lost():
                 _replace(restart, left(), "an error that the GPU does not recover from")
                 return 3
         progress.update(task, completed=len(work))

@@ -36,7 +36,7 @@ def read(paths: Sequence[Path], words: Sequence[str] = ()) -> list[Line]:
         if not path.is_file():
             raise ValueError(f"table: there is no file {path}")
         for line in record.read(path):
-            if line.forced is None and not line.shrunk:
+            if line.forced is None and line.sizes == "full":
                 found[line.direction, line.precision, line.layout, line.problem] = line
     for kind in range(4):
         wanted = {word for word in words if any(key[kind] == word for key in found)}

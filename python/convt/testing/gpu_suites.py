@@ -13,18 +13,21 @@ GPU_SUITES: Mapping[str, Mapping[str, Entry]] = {
 }
 
 
-def select(suite: str, words: Sequence[str] = (), *, train: bool = False) -> dict[str, Entry]:
+def select(
+    suite: str, words: Sequence[str] = (), *, train: bool = False, entries: Mapping[str, Entry] | None = None
+) -> dict[str, Entry]:
     """The entries of a suite that `words` name: any of the full names and numbers, and with every other word in them.
 
     Other words are looked for in the name, the model and the description, in lower or upper case. `train` keeps the
-    layers of training runs only.
+    layers of training runs only. `entries` are those of a suite that is not in GPU_SUITES.
 
     Raises:
         ValueError: nothing is left, or there is no such suite.
     """
-    if suite not in GPU_SUITES:
-        raise ValueError(f"suite: {suite!r}; legal are {', '.join(GPU_SUITES)}")
-    entries = GPU_SUITES[suite]
+    if entries is None:
+        if suite not in GPU_SUITES:
+            raise ValueError(f"suite: {suite!r}; legal are {', '.join(GPU_SUITES)}")
+        entries = GPU_SUITES[suite]
     named = [word for word in words if word in entries or word.isdigit()]
     others = [word.lower() for word in words if word not in named]
 

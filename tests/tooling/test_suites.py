@@ -13,8 +13,8 @@ from rich.console import Console
 from torch.nn import functional as F
 
 import convt
-from convt import cli, operators, plan
-from convt.bench import gpu, machine, measure, record, rivals, roofline, suite
+from convt import cli, operators, plan, timing
+from convt.bench import devices, machine, protocol, record, rivals, roofline, suite
 from convt.bench.watchdog import Watchdog
 from convt.problem import operand
 from convt.testing import kernelbench, zoo
@@ -28,7 +28,9 @@ def known_machine(monkeypatch):
 
 
 def bench(*arguments, suite="kernelbench"):
-    return cli.main(["bench", suite, "--device", "cpu", "--quick", *map(str, arguments)])
+    return cli.main(
+        ["bench", suite, "--device", "cpu", "--quick", "--sizes", "tiny", "--backend", "native", *map(str, arguments)]
+    )
 
 
 def lines_of(path):
@@ -95,8 +97,8 @@ def test_switches_hold_outside_of_what_is_timed():
         yield
         order.append("off")
 
-    timings = measure.interleaved(
-        [measure.Apart(lambda: order.append("a") or time.sleep(1e-3), around), lambda: order.append("b")],
+    timings = timing.interleaved(
+        [timing.Apart(lambda: order.append("a") or time.sleep(1e-3), around), lambda: order.append("b")],
         seconds=1e-9,
         least_turns=2,
     )
@@ -131,7 +133,7 @@ def test_run_writes_every_line_and_resumes(tmp_path, capsys):
     assert len(lines) == len({tuple(line[name] for name in record.SETTINGS) for line in lines}) == 12
     for line in lines:
         assert line.keys() == {field.name for field in dataclasses.fields(record.Line)}
-        assert line["ok"] is True and line["error"] is None and line["shrunk"] is True
+        assert line["ok"] is True and line["error"] is None and line["sizes"] == "tiny"
         assert line["suite"] == "kernelbench" and line["torch"] == torch.__version__ and line["device"]
         assert 0 < line["us_p20"] <= line["us"] <= line["us_p80"] and line["turns"] >= 3
         assert 0 < line["eager_us_p20"] <= line["eager_us"] <= line["eager_us_p80"]
@@ -180,7 +182,7 @@ def test_forward_and_backward_are_judged_and_timed_apart_too(tmp_path, capsys):
 
 
 def test_interrupted_run_keeps_what_is_done(tmp_path, capsys, monkeypatch):
-    real, done = gpu.measure, []
+    real, done = protocol.measure, []
 
     def interrupted(case, *arguments, **keywords):
         if done:
@@ -188,7 +190,7 @@ def test_interrupted_run_keeps_what_is_done(tmp_path, capsys, monkeypatch):
         done.append(case)
         return real(case, *arguments, **keywords)
 
-    monkeypatch.setattr(gpu, "measure", interrupted)
+    monkeypatch.setattr(protocol, "measure", interrupted)
     out = tmp_path / "lines.jsonl"
     assert bench("--filter", "71", "81", "79", "--out", out) == 130
     assert [line["problem"] for line in lines_of(out)] == ["71"]
@@ -246,7 +248,9 @@ def test_bad_arguments_are_explained(arguments, capsys):
 
 def test_not_a_number_is_no_json(tmp_path):
     out = tmp_path / "lines.jsonl"
-    (line,) = gpu.Case("79", kernelbench.PROBLEMS["79"], "forward", "ieee", "contiguous").lines(gpu.Options("cpu"))
+    (line,) = protocol.Case("79", kernelbench.PROBLEMS["79"], "forward", "ieee", "contiguous").lines(
+        protocol.Options("cpu")
+    )
     record.append(out, dataclasses.replace(line, max_error=float("nan"), eager_rounding_rms={"fp32": float("inf")}))
     (read,) = lines_of(out)
     assert read["max_error"] is None and read["eager_rounding_rms"] == {"fp32": None}
@@ -284,17 +288,17 @@ def pretended(monkeypatch):
     def switches(operator, tensor):
         return "native", "ieee", state["now"].get(operator)
 
-    interleaved = measure.interleaved
+    interleaved = timing.interleaved
     monkeypatch.setattr(rivals, "Operands", lambda problem, dtype, device, *rest: real(problem, dtype, "cpu", *rest))
-    for module in (rivals, gpu):
+    for module in (rivals, protocol):
         monkeypatch.setattr(module, "interleaved", turns)
-    monkeypatch.setattr(gpu, "is_native_possible", lambda device: True)
-    monkeypatch.setattr(gpu, "_poison", lambda case, device: None)
+    monkeypatch.setattr(devices.Cuda, "is_native_possible", lambda device: True)
+    monkeypatch.setattr(devices.Cuda, "poison", lambda device, sizes, dtype: None)
     monkeypatch.setattr(machine, "device_name", lambda device: "pretended")
     monkeypatch.setattr(machine, "driver", lambda: "580.1")
     monkeypatch.setattr(operators, "plan_of_call", planned)
     monkeypatch.setattr(operators, "_switches", switches)
-    monkeypatch.setattr(gpu, "operand", located)
+    monkeypatch.setattr(protocol, "operand", located)
     monkeypatch.setattr(plan, "forced_kernel", partial(Forced, state["now"]))
     calls = operators._forward_call, operators._grad_input_call, operators._grad_weight_call
     for call in calls:
@@ -338,10 +342,10 @@ class Forced:
 
 
 def cases(*configs, precisions=("tf32",), layouts=("contiguous",), problems=("81",)):
-    return suite.cases(problems, precisions=precisions, layouts=layouts, configs=configs, shrunk=True)
+    return suite.cases(problems, precisions=precisions, layouts=layouts, configs=configs, sizes="tiny")
 
 
-OPTIONS = gpu.Options(device="cuda", shrunk=True, quick=True, seconds=0.01)
+OPTIONS = protocol.Options(device="cuda", sizes="tiny", quick=True, seconds=0.01, rivals="settings")
 
 
 def test_on_a_gpu_every_configuration_has_its_line(pretended, tmp_path):
@@ -380,7 +384,7 @@ def test_of_forward_and_backward_every_operator_has_its_plan(pretended, tmp_path
     configs = ("auto", "64x256x16", "grad_weight=simt,forward=64x256x16")
     work = suite.cases(
         ("dla-34/dw64-k8s4@32",), suite="zoo", precisions=("bf16",), directions=("forward_backward",), configs=configs,
-        shrunk=True,
+        sizes="tiny",
     )  # fmt: skip
     assert suite.run(work, OPTIONS, out=out, console=Console()) == 0
     for line in lines_of(out):
@@ -401,7 +405,9 @@ def test_peak_memory_is_that_of_the_whole_step(monkeypatch):
         monkeypatch.setattr(torch.cuda, name, lambda name=name: order.append(name))
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: order.append("before") or 1000)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: order.append("peak") or 5500)
-    first = gpu._first(measure.Parts(lambda: order.append("forward"), lambda _: order.append("backward")), "cuda")
+    first = protocol._first(
+        timing.Parts(lambda: order.append("forward"), lambda _: order.append("backward")), devices.Cuda()
+    )
     assert first.peak_bytes == 4500 and first.error is None
     assert order == [
         "forward", "backward", "synchronize", "reset_peak_memory_stats", "before", "forward", "backward", "synchronize",

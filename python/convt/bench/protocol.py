@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import gc
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -15,16 +16,17 @@ from torch import Tensor
 import convt
 from convt import _C, operators, plan
 from convt.bench import machine, rivals
+from convt.bench.devices import DEVICES, Cpu
 from convt.bench.judge import OPERATORS, Judge
-from convt.bench.measure import Apart, Timing, interleaved
 from convt.bench.record import Line
 from convt.bench.rivals import Candidate
 from convt.bench.roofline import Ceilings
 from convt.problem import Problem, operand
 from convt.testing import describe
+from convt.timing import Apart, Timing, interleaved
 
 LAYOUTS = ("contiguous", "channels_last")
-RIVALS = ("all", "eager", "none")
+RIVALS = ("all", "settings", "eager", "none")
 AUTO = "auto"  # among configurations: the plan's own choice
 
 # PyTorch's rough times, per problem, direction and precision.
@@ -38,7 +40,7 @@ class Options:
     device: str = "cuda"
     backend: str = "native"
     rivals: str = "all"
-    shrunk: bool = False
+    sizes: str = "full"
     quick: bool = False
     seconds: float = 0.5  # for all rivals of a case together
 
@@ -46,6 +48,10 @@ class Options:
     def turns(self) -> int:
         """The least number of turns, whatever they cost."""
         return 3 if self.quick else 10
+
+    @property
+    def machine(self) -> Cpu:
+        return DEVICES[self.device]
 
 
 @dataclass(frozen=True)
@@ -67,7 +73,6 @@ class Case:
 
     def lines(self, options: Options) -> list[Line]:
         """The lines to be filled, with everything that is known beforehand."""
-        gpu = options.device == "cuda"
         return [
             Line(
                 suite=self.suite,
@@ -76,38 +81,17 @@ class Case:
                 direction=self.direction,
                 precision=self.precision,
                 layout=self.layout,
-                device=machine.device_name(options.device),
-                driver=machine.driver() if gpu else None,
                 torch=torch.__version__,
-                cuda=torch.version.cuda,
-                cudnn=torch.backends.cudnn.version() if gpu else None,  # type: ignore[no-untyped-call]
+                **options.machine.facts(),
                 commit=machine.commit(),
                 backend=options.backend,
                 forced=None if config == AUTO else config,
                 rivals=options.rivals,
-                shrunk=options.shrunk,
+                sizes=options.sizes,
                 quick=options.quick,
             )
             for config in self.configs
         ]
-
-
-def is_native_possible(device: str) -> bool:
-    """Whether convt's own code computes on this device."""
-    if device == "cpu":
-        return True
-    built = _C.build_info()["cuda"] is not None and hasattr(_C, "cuda_run")
-    return built and torch.cuda.get_device_capability() >= plan.LEAST_CAPABILITY
-
-
-def is_lost(device: str) -> bool:
-    """Whether the GPU refuses everything after an error: only a new process can go on then."""
-    try:
-        if device == "cuda":
-            torch.cuda.synchronize()
-    except RuntimeError:
-        return True
-    return False
 
 
 def measure(
@@ -120,7 +104,7 @@ def measure(
 ) -> list[Line]:
     """Judge and time one case. What fails leaves its error in the line.
 
-    After an error that takes the GPU with it (`is_lost`), only the lines that are to blame come back.
+    After an error that takes the GPU with it, only the lines that are to blame come back.
 
     Args:
         screened: keeps PyTorch's rough times for the next layout of the same problem.
@@ -139,9 +123,7 @@ def measure(
         return [replace(line, ok=False, error=text) for line in lines]
     finally:
         gc.collect()
-        if options.device == "cuda":
-            with suppress(RuntimeError):
-                torch.cuda.empty_cache()
+        options.machine.release()
 
 
 def _measure(
@@ -163,28 +145,38 @@ def _measure(
     if options.rivals != "none":
         stage("torch eager")
         eager = Apart(operands.torch_call(case.layout), partial(rivals.switches, None, False))
-        first = _first(eager, device)
+        first = _first(eager, options.machine)
         facts |= {"eager_error": first.error, "eager_peak_bytes": first.peak_bytes}
         if first.results is not None:
             racing["eager"], theirs = eager, first.results
             facts["eager_max_error"] = judge.error(theirs)
             facts["eager_rounding"], facts["eager_rounding_rms"] = judge.rounding(theirs) or (None, None)
         del first
-    best = _best(case, operands, device, screened, stage, facts) if options.rivals == "all" else None
+    best = None
+    if options.rivals in ("all", "settings"):
+        best = _best(case, operands, device, screened, stage, facts)
     if best is not None:
         racing["best"] = rivals.rival(operands, case.precision, best)
-    if is_lost(device):
+    if options.rivals == "all":
+        stage("torch compile")
+        compiled = Apart(operands.compiled_call(case.layout), partial(rivals.switches, None, False))
+        start = time.perf_counter()
+        first = _first(compiled, options.machine)
+        facts |= {"compile_error": first.error}
+        if first.results is not None:
+            racing["compile"], facts["compile_first_call_s"] = compiled, time.perf_counter() - start
+        del first
+    if options.machine.is_lost():
         return [replace(line, **facts, error="the GPU was lost in PyTorch") for line in lines]
 
     function = getattr(convt, f"conv_transpose{case.problem.rank}d")
-    compute = operands.call(function, case.layout)
     for index, config in enumerate(case.configs):
         stage(f"convt {config}")
-        call = Apart(compute, partial(_forced, config))
-        _poison(case, device)
-        first = _first(call, device)
+        call = Apart(operands.call(function, case.layout), partial(_forced, config))
+        options.machine.poison(_sizes(case), rivals.DTYPES[case.precision])
+        first = _first(call, options.machine)
         lines[index] = replace(lines[index], **facts, error=first.error, peak_bytes=first.peak_bytes)
-        if is_lost(device):
+        if options.machine.is_lost():
             return lines[index : index + 1]
         if first.results is not None:
             racing[config] = call
@@ -235,17 +227,10 @@ class _First:
     error: str | None = None
 
 
-def _first(call: Callable[[], Any], device: str) -> _First:
+def _first(call: Callable[[], Any], device: Cpu) -> _First:
     try:
         results = call()
-        if device != "cuda":
-            return _First(results)
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        call()
-        torch.cuda.synchronize()
-        return _First(results, torch.cuda.max_memory_allocated() - before)
+        return _First(results, device.peak_bytes(call))
     except Exception as error:
         return _First(error=rivals.said(error))
 
@@ -276,15 +261,11 @@ def _forced(config: str) -> Iterator[None]:
         yield
 
 
-def _poison(case: Case, device: str) -> None:
-    """What the next results are made of is NaN, so that a forgotten element shows."""
-    if device != "cuda":
-        return
-    torch.cuda.empty_cache()
+def _sizes(case: Case) -> list[tuple[int, ...]]:
+    """Of what the operators of a case compute."""
     problem = case.problem
-    sizes = (problem.output_size, problem.input_size, problem.weight_size)[: len(case.operators)]
-    made = [torch.empty(size, dtype=rivals.DTYPES[case.precision], device=device).fill_(torch.nan) for size in sizes]
-    del made
+    sizes = {"forward": problem.output_size, "grad_input": problem.input_size, "grad_weight": problem.weight_size}
+    return [sizes[operator] for operator in case.operators]
 
 
 def _found(
@@ -312,7 +293,10 @@ def _found(
         "plans": [_told(operator, call) for operator, call in zip(case.operators, calls, strict=True)],
     }
     if options.device == "cpu":
-        return found | {"kernel": None if natives[0] else "aten"}
+        found["kernel"] = " + ".join("native" if call.native else "aten" for call in calls)
+        if any(call.native for call in calls):
+            found["config"] = " + ".join(_C.isa() if call.native else "aten" for call in calls)
+        return found
     made = [call.cuda for call in calls]
     found["kernel"] = " + ".join("aten" if cuda is None else cuda.kernel for cuda in made)
     if any(cuda is not None for cuda in made):
@@ -327,13 +311,17 @@ def _calls(case: Case, operands: rivals.Operands) -> list[operators.Call]:
     input, weight, *rest = operands.at(case.layout)
     geometry = case.problem.geometry
     keys = operand(input), operand(weight), None if operands.bias is None else operand(operands.bias)
-    calls = [operators._forward_call(*keys, geometry, *operators._switches("forward", input))]
-    if rest:
-        last = operators.is_channels_last(input.dtype, keys[0][:2], keys[1][:2])
-        to_input, to_weight = (operators._switches(name, input) for name in ("grad_input", "grad_weight"))
-        key = operand(rest[0])
-        calls.append(operators._grad_input_call(key, keys[1], geometry, last, *to_input))
-        calls.append(operators._grad_weight_call(key, keys[0], tuple(weight.shape[2:]), geometry, last, *to_weight))
+    last = operators.is_channels_last(input.dtype, keys[0][:2], keys[1][:2])
+    calls = []
+    for name in case.operators:
+        switches = operators._switches(name, input)
+        if name == "forward":
+            calls.append(operators._forward_call(*keys, geometry, *switches))
+        elif name == "grad_input":
+            calls.append(operators._grad_input_call(operand(rest[0]), keys[1], geometry, last, *switches))
+        else:
+            filter = tuple(weight.shape[2:])
+            calls.append(operators._grad_weight_call(operand(rest[0]), keys[0], filter, geometry, last, *switches))
     if input.is_cuda and operators.is_atens(input, weight, operands.bias, geometry, recorded=bool(rest)):
         whole = plan.Plan("aten", "rule for GPUs, for all operators of the call")
         calls = [call._replace(native=False, cuda=None, choice=whole) for call in calls]
@@ -356,9 +344,9 @@ def _timed(
 ) -> Line:
     itemsize = rivals.DTYPES[case.precision].itemsize
     flops = 2 * case.problem.macs * len(case.operators)
-    bytes = machine.operator_bytes(case.problem, itemsize)
-    if case.direction == "forward_backward":
-        bytes += machine.backward_bytes(case.problem, itemsize)
+    bytes = machine.backward_bytes(case.problem, itemsize) if "backward" in case.direction else 0
+    if case.direction != "backward":
+        bytes += machine.operator_bytes(case.problem, itemsize)
     facts: dict[str, Any] = {
         "roofline_us": ceilings.microseconds(flops, bytes, case.precision),
         "roofline_tflops": ceilings.rate(case.precision) * 1e-12,
@@ -371,6 +359,8 @@ def _timed(
         if rivals.is_default_allowed(case.precision) and "eager" in times and times["eager"].median < fastest.median:
             fastest, facts["best_setting"] = times["eager"], f"eager {case.layout}"
         facts |= _microseconds("best_us", fastest)
+    if "compile" in times:
+        facts |= _microseconds("compile_us", times["compile"])
     if config in times:
         us = times[config].median * 1e6
         facts |= _microseconds("us", times[config]) | _parts("", times[config])
