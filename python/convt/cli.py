@@ -1,4 +1,4 @@
-"""The `convt` command: info, demo, explain, bench."""
+"""The `convt` command: info, demo, explain, bench, report."""
 
 from __future__ import annotations
 
@@ -52,6 +52,12 @@ def _parser() -> argparse.ArgumentParser:
     explain.set_defaults(run=_explain)
 
     _add_benches(commands)
+    report = commands.add_parser("report", help="results files as one HTML page with pictures")
+    report.add_argument("results", nargs="+", type=Path, help="files that `convt bench --out` wrote")
+    report.add_argument("--against", type=Path, metavar="RESULTS", help="older results: what became slower comes first")
+    report.add_argument("--out", type=Path, default=Path("convt-report"), help="a directory (convt-report)")
+    report.add_argument("--check", action="store_true", help="exit code 1 when something became slower or wrong")
+    report.set_defaults(run=_report)
     return parser
 
 
@@ -261,6 +267,21 @@ def _bench_suite(options: argparse.Namespace) -> int:
         stop_after=options.stop_after,
         restart=restart if options.out is not None else None,
     )
+
+
+def _report(options: argparse.Namespace) -> int:
+    try:
+        from convt.report import page
+    except ModuleNotFoundError as error:
+        raise ValueError(f"report: {error}; pip install 'convt[report]'") from None
+
+    changes = page.write(options.results, options.out, against=options.against)
+    kinds = [change.kind for change in changes]
+    worse = kinds.count("slower") + kinds.count("wrong")
+    if options.against is not None:
+        print(f"{worse} slower or wrong, {kinds.count('faster')} faster, of {len(changes)} in both files")
+    print(options.out / "index.html")
+    return int(options.check and worse > 0)
 
 
 def _bench_roofline(options: argparse.Namespace) -> int:

@@ -40,6 +40,7 @@ PYTHON_ROOMS = {
     "testing": 10,
     "problems": 10,
     "bench": 11,
+    "report": 12,
     "demo": 12,
     "info": 12,
     "kernelbench": 12,

@@ -153,7 +153,7 @@ def two_layers(monkeypatch):
     chosen = tuple(layer for layer in SUITES["cpu"] if layer.name.startswith("1d k5") or "1x1" in layer.name)
     assert len(chosen) == 2
     monkeypatch.setitem(SUITES, "cpu", chosen)
-    monkeypatch.setattr(roofline, "ceilings", lambda device: roofline.Ceilings(1e10, {"ieee": 1e11}))
+    monkeypatch.setattr(roofline, "ceilings", lambda device, precisions: roofline.Ceilings(1e10, {"ieee": 1e11}))
     return chosen
 
 

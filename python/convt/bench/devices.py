@@ -11,6 +11,7 @@ import torch
 
 from convt import _C, plan
 from convt.bench import machine
+from convt.testing import ROUNDINGS
 
 
 class Cpu:
@@ -22,6 +23,7 @@ class Cpu:
     sizes = "reduced"
     searches = False  # whether cudnn.benchmark changes anything
     hangs = False  # whether a call may never return
+    roundings: tuple[str, ...] = ("fp32",)  # what float32 operands may be rounded to
 
     def facts(self) -> dict[str, Any]:
         """What a line says about device and software."""
@@ -84,6 +86,7 @@ class Cuda(Cpu):
     sizes = "full"
     searches = True
     hangs = True
+    roundings = tuple(ROUNDINGS)
 
     def facts(self) -> dict[str, Any]:
         return {

@@ -34,15 +34,28 @@ def results_of(direction: str, bias: bool) -> tuple[str, ...]:
 class Judge:
     """The definition of one problem's results in float64, for float32 with each rounding of the operands."""
 
-    def __init__(self, problem: Problem, direction: str, tensors: Sequence[Tensor], bias: Tensor | None = None) -> None:
-        """tensors: (input, weight), and grad_output unless the direction is the forward; they stay on their device."""
+    def __init__(
+        self,
+        problem: Problem,
+        direction: str,
+        tensors: Sequence[Tensor],
+        bias: Tensor | None = None,
+        *,
+        points: int = 1024,
+        roundings: Sequence[str] = tuple(ROUNDINGS),
+    ) -> None:
+        """Args:
+        tensors: (input, weight), and grad_output unless the direction is the forward; they stay on their device.
+        points: at how many positions of each result; more where strides leave outputs without a product.
+        roundings: what may have been done to float32 operands, names in ROUNDINGS.
+        """
         input, weight, *rest = tensors
         operands = {"forward": (input, weight)}
         if rest:
             operands |= {"grad_input": (rest[0], weight), "grad_weight": (rest[0], input)}
         # Outputs that no tap reaches are no evidence: more strides, more positions.
-        points = min(1024 * math.prod(problem.stride), 8192)
-        roundings = tuple(ROUNDINGS) if input.dtype == torch.float32 else ("fp32",)
+        points = min(points * math.prod(problem.stride), 8 * points)
+        roundings = tuple(roundings) if input.dtype == torch.float32 else ("fp32",)
         self._names = results_of(direction, bias is not None)
         self._truths = [
             {name: sample(operator, problem, *operands[operator], points=points, rounding=name) for name in roundings}
@@ -68,7 +81,7 @@ class Judge:
     def rounding(self, results: Sequence[Tensor]) -> tuple[str, dict[str, float]] | None:
         """What the first operator did to float32 operands, a name in ROUNDINGS, with the rms error against each.
 
-        None for other dtypes, which are not rounded.
+        None where nothing may have been rounded: for other dtypes, and on a CPU.
         """
         return closest(self._truths[0], results[0]) if len(self._truths[0]) > 1 else None
 

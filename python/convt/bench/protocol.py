@@ -50,6 +50,11 @@ class Options:
         return 3 if self.quick else 10
 
     @property
+    def points(self) -> int:
+        """How many positions of each result are judged, at least."""
+        return 128 if self.quick else 1024
+
+    @property
     def machine(self) -> Cpu:
         return DEVICES[self.device]
 
@@ -137,7 +142,14 @@ def _measure(
     device = options.device
     stage("torch making operands")
     operands = rivals.Operands(case.problem, rivals.DTYPES[case.precision], device, case.direction, case.bias)
-    judge = Judge(case.problem, case.direction, operands.at(case.layout), operands.bias)
+    judge = Judge(
+        case.problem,
+        case.direction,
+        operands.at(case.layout),
+        operands.bias,
+        points=options.points,
+        roundings=options.machine.roundings,
+    )
     facts: dict[str, Any] = {}
     racing: dict[str, Apart] = {}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -82,8 +82,11 @@ def matmul_precision(value: str) -> Iterator[None]:
         torch.backends.cuda.matmul.allow_tf32 = allowed
 
 
-def measure(device: str = "cuda", *, seconds: float = 0.3) -> Iterator[Line]:
-    """A large copy, then a large product in every precision; random data, since a GPU multiplies zeros faster."""
+def measure(device: str = "cuda", *, seconds: float = 0.3, precisions: Collection[str] | None = None) -> Iterator[Line]:
+    """A large copy, then a large product in every precision; random data, since a GPU multiplies zeros faster.
+
+    precisions are those to measure, "ieee" in any case; None is all of them.
+    """
     gpu = device == "cuda"
     bytes = 2 << 30 if gpu else 64 << 20
     source = torch.randn(bytes // 4, device=device)
@@ -102,6 +105,8 @@ def measure(device: str = "cuda", *, seconds: float = 0.3) -> Iterator[Line]:
     if gpu:
         products.insert(2, ("tf32", float32, size, partial(matmul_precision, "tf32")))
     for what, dtype, rows, around in products:
+        if precisions is not None and what not in {"ieee", *precisions}:
+            continue
         a, b = (torch.randn(rows, rows, device=device, dtype=dtype) for _ in range(2))
         product = torch.empty_like(a)
         with around():
@@ -137,9 +142,10 @@ def _line(
     )
 
 
-def ceilings(device: str = "cuda", *, seconds: float = 0.1) -> Ceilings:
-    """Measure the machine; about a second."""
-    lines = {line.what: line for line in measure(device, seconds=seconds)}
+def ceilings(device: str, precisions: Collection[str], *, seconds: float = 0.1) -> Ceilings:
+    """Measure the machine at some precisions; about a second."""
+    needed = {"tf32", *precisions}  # float32 is three products of TF32 at best
+    lines = {line.what: line for line in measure(device, seconds=seconds, precisions=needed)}
     DEVICES[device].release()
     return Ceilings(
         copy=(lines["copy"].gbs or 0.0) * 1e9,

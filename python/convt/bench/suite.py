@@ -199,7 +199,7 @@ def _all(
     with ExitStack() as stack:
         progress = stack.enter_context(progress_bar(console))
         task = progress.add_task("how fast is this machine?", total=len(work))
-        ceilings = roofline.ceilings(options.device)
+        ceilings = roofline.ceilings(options.device, {case.precision for case in work})
 
         def left() -> float | None:
             return None if stop_after is None else max(1.0, stop_after - (time.monotonic() - start))
