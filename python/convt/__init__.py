@@ -9,6 +9,7 @@ from . import (
 from .accelerate import accelerate
 from .functional import conv_transpose1d, conv_transpose2d, conv_transpose3d
 from .settings import backend, current_backend, current_precision, precision
+from .tuning import tune
 
 __version__: str = _C.build_info()["version"]
 
@@ -23,4 +24,5 @@ __all__ = [
     "functional",
     "nn",
     "precision",
+    "tune",
 ]

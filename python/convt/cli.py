@@ -1,4 +1,4 @@
-"""The `convt` command: info, demo, explain, bench, report."""
+"""The `convt` command: info, demo, explain, bench, report, tune."""
 
 from __future__ import annotations
 
@@ -52,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     explain.set_defaults(run=_explain)
 
     _add_benches(commands)
+    _add_tune(commands)
     report = commands.add_parser("report", help="results files as one HTML page with pictures")
     report.add_argument("results", nargs="+", type=Path, help="files that `convt bench --out` wrote")
     report.add_argument("--against", type=Path, metavar="RESULTS", help="older results: what became slower comes first")
@@ -59,6 +60,21 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--check", action="store_true", help="exit code 1 when something became slower or wrong")
     report.set_defaults(run=_report)
     return parser
+
+
+def _add_tune(commands: Any) -> None:
+    tune = commands.add_parser("tune", help="measure what computes problems fastest here, for the plan to remember")
+    tune.add_argument("suite", nargs="?", help="kernelbench, zoo, cpu, or a JSON file of problems")
+    tune.add_argument("--model", metavar="MODULE:FUNCTION", help="a function that returns a model and example inputs")
+    tune.add_argument("--filter", nargs="+", default=[], metavar="WORD", help="of a suite, as in convt bench")
+    tune.add_argument("--train", action="store_true", help="the gradients too")
+    tune.add_argument("--precision", nargs="+", choices=("tf32", "ieee", "bf16", "fp16", "fp64"), help="of a suite")
+    tune.add_argument("--layout", nargs="+", choices=("contiguous", "channels_last"), help="of a suite")
+    tune.add_argument("--device", choices=("cpu", "cuda"), help="of a suite; a GPU by default when PyTorch sees one")
+    tune.add_argument("--seconds", type=_positive, default=0.3, help="for each operator of each problem (0.3)")
+    tune.add_argument("--show", action="store_true", help="what was chosen on this device so far")
+    tune.add_argument("--clear", action="store_true", help="forget what was chosen on this device")
+    tune.set_defaults(run=_tune)
 
 
 class _BenchParser(argparse.ArgumentParser):
@@ -267,6 +283,12 @@ def _bench_suite(options: argparse.Namespace) -> int:
         stop_after=options.stop_after,
         restart=restart if options.out is not None else None,
     )
+
+
+def _tune(options: argparse.Namespace) -> int:
+    from convt import tune_command
+
+    return tune_command.run(options)
 
 
 def _report(options: argparse.Namespace) -> int:

@@ -15,6 +15,7 @@ from rich.console import Console
 import convt
 from convt import _C, problems
 from convt.bench import machine
+from convt.choices import cpu_name
 from convt.plan import plan
 from convt.problem import Problem
 from convt.terminal import plain_table, print_whole, progress_bar
@@ -109,10 +110,7 @@ def _where(device: str, backend: str) -> str:
     }[backend]
     if device == "cuda":
         return f"{torch.cuda.get_device_name()}, torch {torch.__version__}. convt on the GPU: {how}."
-    return (
-        f"{machine.cpu_name()}, {_C.num_threads()} threads, torch {torch.__version__}. "
-        f"convt on the CPU ({_C.isa()}): {how}."
-    )
+    return f"{cpu_name()}, {_C.num_threads()} threads, torch {torch.__version__}. convt on the CPU ({_C.isa()}): {how}."
 
 
 def _solve(

@@ -6,11 +6,12 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
 from convt import _C, settings
-from convt.plan import OPERATORS, cuda_devices, cuda_plan, plan
+from convt.plan import OPERATORS, cuda_devices, cuda_plan, measured, plan
 from convt.problem import DTYPES, Geometry, Ints, Problem, forward_problem
 from convt.testing import describe, kernelbench
 
@@ -110,7 +111,11 @@ def choose(
         device=traits,
         kernel=config,
     )
+    tuned = None
+    if gpu == "current" and here and config is None:
+        tuned = measured(problem, operator, DTYPE_NAMES[dtype], torch.device("cuda", 0), channels_last, rounding)
     return {
+        "tuned": None if tuned is None else f"{tuned.backend} {tuned.kernel or ''}".strip() + f" ({tuned.reason})",
         "problem": describe(problem, DTYPE_NAMES[dtype], layout),
         "device": "NVIDIA H200" if traits is None else traits["name"],
         "precision": rounding,
@@ -184,6 +189,7 @@ def _rows(facts: dict[str, Any]) -> dict[str, str | None]:
     predicted, roofline = facts.get("predicted_us"), facts.get("roofline_us")
     rows |= {
         "operator": facts["operator"],
+        "measured choice": facts["tuned"],
         "result": None if facts["operator"] == "forward" else _words(facts["result"]),
         "taps": None if taps is None else _words(taps),
         "origin": None if facts.get("origin") is None else _words(facts["origin"]),

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from convt import _C
 from convt.bench import machine
+from convt.choices import cpu_name
 from convt.plan import LEAST_CAPABILITY
 
 
@@ -33,7 +34,7 @@ def gather() -> dict[str, Any]:
         "commit": machine.commit(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "cpu": machine.cpu_name(),
+        "cpu": cpu_name(),
         "isa": _C.isa(),
         "isas": list(build["isas"]),
         "threads": _C.num_threads(),

@@ -9,13 +9,14 @@ import math
 import os
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import torch
 
-from . import _C, heuristics, settings
+from . import _C, choices, heuristics, settings
 from .problem import Ints, Problem
 from .settings import OPERATORS, forced_kernel
 
@@ -34,6 +35,7 @@ class Plan:
 
     backend: str
     reason: str
+    kernel: str | None = None  # of a GPU's: the one that was measured to be fastest; None is the cost model's choice
 
     def __str__(self) -> str:
         return f"{self.backend} ({self.reason})"
@@ -124,9 +126,47 @@ def plan(
 
     channels_last tells the layout of the result; requested is the convt.backend setting, precision "ieee" or "tf32" how
     a GPU multiplies float32. On a GPU the strides of a call
-    have a say as well: see plan_of_call. Raises RuntimeError when the requested backend cannot run on the device.
+    have a say as well: see plan_of_call. Under "auto" a choice that was measured on this machine (convt.choices) comes
+    before the rule. Raises RuntimeError when the requested backend cannot run on the device.
     """
     device = torch.device(device)
+    tuned = measured(problem, operator, dtype, device, channels_last, precision) if requested == "auto" else None
+    if tuned is not None and refusal(tuned.backend, problem, device) is None:
+        choice = Plan(tuned.backend, tuned.reason, tuned.kernel)
+    else:
+        choice = ruled(problem, operator, dtype, device, channels_last, requested, precision)
+    return _told(choice, problem, operator, dtype, device, channels_last)
+
+
+def device_name(device: torch.device) -> str | None:
+    """What choices of a device are filed under; None for one that convt cannot open."""
+    if device.type == "cpu":
+        return choices.processor()
+    traits = cuda_traits(device) if device.type == "cuda" else None
+    return None if traits is None else str(traits["name"])
+
+
+def measured(
+    problem: Problem, operator: str, dtype: torch.dtype, device: torch.device, channels_last: bool, precision: str
+) -> choices.Choice | None:
+    """What `convt tune` found for an operator on a device of this machine; None where the rule holds."""
+    name = device_name(device)
+    if name is None:
+        return None
+    counts = device.type == "cuda" and dtype is torch.float32
+    return choices.lookup(name, problem, operator, dtype, channels_last, precision if counts else "ieee")
+
+
+def ruled(
+    problem: Problem,
+    operator: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    channels_last: bool,
+    requested: str,
+    precision: str,
+) -> Plan:
+    """The plan by legality and rule alone, as in `plan`."""
     refusals = {name: refusal(name, problem, device) for name in candidates(requested)}
     legal = [name for name, reason in refusals.items() if reason is None]
     if not legal:
@@ -140,7 +180,7 @@ def plan(
         reason = "; ".join(f"{name}: {why}" for name, why in refusals.items() if why is not None)
     else:
         reason = "rule for GPUs" if device.type == "cuda" else "measured rule"
-    return _told(Plan(best, reason), problem, operator, dtype, device, channels_last)
+    return Plan(best, reason)
 
 
 def _complaint(operator: str, reasons: str, requested: str) -> str:
@@ -232,7 +272,7 @@ def plan_of_call(
     if choice.backend != "native":
         return choice, None
     try:
-        made = _cuda_plan(operator, problem, dtype, cuda_traits(device), strides, precision, kernel)
+        made = _preferred(choice.kernel, operator, problem, dtype, cuda_traits(device), strides, precision, kernel)
     except ValueError as error:
         if kernel is not None:
             raise
@@ -246,6 +286,23 @@ def plan_of_call(
             file=sys.stderr,
         )
     return choice, made
+
+
+def _preferred(
+    tuned: str | None,
+    operator: str,
+    problem: Problem,
+    dtype: torch.dtype,
+    traits: Mapping[str, Any] | None,
+    strides: Strides,
+    precision: str,
+    kernel: str | None,
+) -> _C.CudaPlan:
+    """The plan with a measured kernel, where that computes tensors with these strides too and none is forced."""
+    if tuned is not None and kernel is None:
+        with suppress(ValueError):
+            return _cuda_plan(operator, problem, dtype, traits, strides, precision, tuned)
+    return _cuda_plan(operator, problem, dtype, traits, strides, precision, kernel)
 
 
 def _cuda_plan(

@@ -70,7 +70,14 @@ def test_readme_names_commands_that_exist():
 
 
 def test_readme_links_lead_somewhere():
-    for file in ("README.md", "CONTRIBUTING.md", "docs/math.md", "docs/tuning.md", "third_party/README.md"):
+    for file in (
+        "README.md",
+        "CONTRIBUTING.md",
+        "docs/math.md",
+        "docs/benchmarks.md",
+        "docs/tuning.md",
+        "third_party/README.md",
+    ):
         text = (ROOT / file).read_text()
         for link in re.findall(r"\]\((?!https?://)([^)#]+)\)", text):
             assert ((ROOT / file).parent / link).exists(), f"{file}: {link}"

@@ -5,19 +5,15 @@ import json
 import threading
 import time
 from contextlib import contextmanager
-from functools import partial
 
 import pytest
 import torch
-from rich.console import Console
 from torch.nn import functional as F
 
 import convt
-from convt import cli, operators, plan, timing
-from convt.bench import devices, machine, protocol, record, rivals, roofline, suite
-from convt.bench.watchdog import Watchdog
-from convt.problem import operand
-from convt.testing import kernelbench, zoo
+from convt import cli, timing
+from convt.bench import devices, protocol, record, rivals, roofline
+from convt.testing import kernelbench, resized, zoo
 
 CEILINGS = roofline.Ceilings(copy=1e10, rates={"ieee": 1e11})
 
@@ -29,7 +25,18 @@ def known_machine(monkeypatch):
 
 def bench(*arguments, suite="kernelbench"):
     return cli.main(
-        ["bench", suite, "--device", "cpu", "--quick", "--sizes", "tiny", "--backend", "native", *map(str, arguments)]
+        [
+            "bench",
+            str(suite),
+            "--device",
+            "cpu",
+            "--quick",
+            "--sizes",
+            "tiny",
+            "--backend",
+            "native",
+            *map(str, arguments),
+        ]
     )
 
 
@@ -256,218 +263,93 @@ def test_not_a_number_is_no_json(tmp_path):
     assert read["max_error"] is None and read["eager_rounding_rms"] == {"fp32": None}
 
 
-# a GPU that is only pretended
+# a file of problems, torch.compile, sizes
 
 
-class Made:
-    kernel, config, predicted_us, workspace_bytes = "implicit_gemm", "64x256x16", 12.5, 256
-
-
-@pytest.fixture
-def pretended(monkeypatch):
-    """The run believes in a GPU; tensors stay on the CPU. `lost` is what synchronising says."""
-    real, state = rivals.Operands, {"lost": False, "forced": [], "now": {}}
-
-    def synchronize():
-        if state["lost"]:
-            raise RuntimeError("CUDA error: an illegal memory access was encountered")
-
-    def turns(calls, *, device, **options):
-        assert device == "cuda"
-        return interleaved(calls, device="cpu", **options)
-
-    def planned(operator, problem, dtype, device, last, requested, strides, precision, kernel):
-        assert len(strides[0]) == len(strides[3]) == problem.rank + 2 and device == torch.device("cuda", 0)
-        state["forced"].append(kernel if kernel is None else (operator, kernel))
-        return plan.Plan("native", "pretended"), Made
-
-    def located(tensor):
-        size, strides, dtype, _, layout = operand(tensor)
-        return size, strides, dtype, torch.device("cuda", 0), layout
-
-    def switches(operator, tensor):
-        return "native", "ieee", state["now"].get(operator)
-
-    interleaved = timing.interleaved
-    monkeypatch.setattr(rivals, "Operands", lambda problem, dtype, device, *rest: real(problem, dtype, "cpu", *rest))
-    for module in (rivals, protocol):
-        monkeypatch.setattr(module, "interleaved", turns)
-    monkeypatch.setattr(devices.Cuda, "is_native_possible", lambda device: True)
-    monkeypatch.setattr(devices.Cuda, "poison", lambda device, sizes, dtype: None)
-    monkeypatch.setattr(machine, "device_name", lambda device: "pretended")
-    monkeypatch.setattr(machine, "driver", lambda: "580.1")
-    monkeypatch.setattr(operators, "plan_of_call", planned)
-    monkeypatch.setattr(operators, "_switches", switches)
-    monkeypatch.setattr(protocol, "operand", located)
-    monkeypatch.setattr(plan, "forced_kernel", partial(Forced, state["now"]))
-    calls = operators._forward_call, operators._grad_input_call, operators._grad_weight_call
-    for call in calls:
-        call.cache_clear()
-    for name, function in {
-        "is_available": lambda: True,
-        "synchronize": synchronize,
-        "current_device": lambda: 0,
-        "set_device": lambda index: None,
-        "empty_cache": lambda: None,
-        "reset_peak_memory_stats": lambda: None,
-        "memory_allocated": lambda: 1000,
-        "max_memory_allocated": lambda: 5000,
-    }.items():
-        monkeypatch.setattr(torch.cuda, name, function)
-    monkeypatch.setattr(suite, "_PATIENCE", {"convt": 60.0, "turns": 60.0, "torch": 60.0})
-    rivals.search_thread.cache_clear()
-    yield state
-    rivals.search_thread.cache_clear()
-    for call in calls:
-        call.cache_clear()
-
-
-class Forced:
-    """convt.plan.forced_kernel without kernels: one of them refuses, one takes the GPU with it."""
-
-    def __init__(self, now, name, operators=plan.OPERATORS):
-        if name not in ("simt", "64x256x16", "refuses", "kills"):
-            raise ValueError(f"forced_kernel: {name!r}")
-        self.now, self.name, self.operators = now, name, operators
-
-    def __enter__(self):
-        if self.name == "refuses":
-            raise ValueError("refuses: needs 32 channels")
-        if self.name == "kills":
-            torch.cuda.lose()
-        self.now.update(dict.fromkeys(self.operators, self.name))
-
-    def __exit__(self, *_):
-        self.now.clear()
-
-
-def cases(*configs, precisions=("tf32",), layouts=("contiguous",), problems=("81",)):
-    return suite.cases(problems, precisions=precisions, layouts=layouts, configs=configs, sizes="tiny")
-
-
-OPTIONS = protocol.Options(device="cuda", sizes="tiny", quick=True, seconds=0.01, rivals="settings")
-
-
-def test_on_a_gpu_every_configuration_has_its_line(pretended, tmp_path):
-    out = tmp_path / "lines.jsonl"
-    work = cases("auto", "64x256x16", "refuses", layouts=("contiguous", "channels_last"))
-    screened = []
-    real = rivals.screen
-
-    def screen(*arguments, **keywords):
-        screened.append(arguments)
-        return real(*arguments, **keywords)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rivals, "screen", screen)
-        assert suite.run(work, OPTIONS, out=out, console=Console()) == 0, "a forced configuration may refuse"
-    assert len(screened) == 1, "PyTorch's settings are screened once for all layouts"
+def test_a_json_file_is_a_suite(tmp_path, capsys):
+    file, out = tmp_path / "mine.json", tmp_path / "lines.jsonl"
+    problems = [
+        {"name": "up", "input": [2, 4, 9, 8], "weight": [4, 3, 3, 2], "stride": [2, 1], "padding": 1, "bias": True},
+        {"input": [1, 4, 40], "weight": [4, 1, 3], "groups": 4, "dilation": 2, "output_padding": 1, "stride": 2},
+    ]
+    file.write_text(json.dumps(problems))
+    assert bench("--out", out, suite=file) == 0
     lines = lines_of(out)
-    assert [line["forced"] for line in lines] == 2 * [None, "64x256x16", "refuses"]
-    assert [line["ok"] for line in lines] == 2 * [True, True, False]
-    assert pretended["forced"] == 2 * [None, ("forward", "64x256x16")]
-    for line in lines:
-        assert line["driver"] == "580.1" and line["device"] == "pretended" and line["precision"] == "tf32"
-        assert len(line["candidates"]) == 4 and line["benchmark_first_call_s"] > 0
-        assert line["eager_us"] > 0 and line["best_us"] <= line["eager_us"] and line["eager_rounding"] == "fp32"
-        if line["ok"]:
-            assert (line["kernel"], line["config"], line["predicted_us"]) == ("implicit_gemm", "64x256x16", 12.5)
-            assert line["peak_bytes"] == line["eager_peak_bytes"] == 4000
-        else:
-            assert line["us"] is None and line["error"] == "ValueError: refuses: needs 32 channels"
-    assert suite.run(work, OPTIONS, out=out, resume=True, console=Console()) == 0
-    assert len(lines_of(out)) == 6
+    names = ["up", "1d k3 s2 op1 d2 depthwise 4 40 b1"]
+    assert [line["problem"] for line in lines] == names and {line["suite"] for line in lines} == {"mine"}
+    assert lines[0]["name"] == "2d k3x2 s2x1 p1 4->3 9x8 b2 bias" and all(line["ok"] for line in lines)
+    assert bench("--only", "up", "--direction", "both", "--out", out, suite=file) == 0
+    assert lines_of(out)[-1]["direction"] == "forward_backward"
 
 
-def test_of_forward_and_backward_every_operator_has_its_plan(pretended, tmp_path):
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "is not JSON"),
+        ("{}", "a list of at least one"),
+        ("[]", "a list of at least one"),
+        ("[1]", "entry 0"),
+        ('[{"input": [1, 2, 3]}]', "weight must be a shape"),
+        ('[{"input": [1, 2, 3], "weight": [2, 2, 3, 3]}]', "the same number of axes"),
+        ('[{"input": [1, 2, 3], "weight": [2, 2, 3], "strides": 2}]', "unknown key 'strides'"),
+        ('[{"input": [1, 2, 3], "weight": [2, 2, 3], "stride": [2, 2]}]', "stride must be an integer or 1 of them"),
+        ('[{"input": [1, 2, 3], "weight": [3, 2, 3]}]', "entry 0"),
+        ('[{"input": [1, 2, 3], "weight": [2, 2, 3], "bias": 1}]', "bias true or false"),
+        ('[{"input": [1, 2, 3], "weight": [2, 2, 3], "name": "a"}, '
+         '{"input": [1, 2, 4], "weight": [2, 2, 3], "name": "a"}]', "another one of the name 'a'"),
+    ],
+)  # fmt: skip
+def test_a_bad_file_of_problems_is_explained(text, words, tmp_path, capsys):
+    file = tmp_path / "mine.json"
+    file.write_text(text)
+    assert bench(suite=file) == 2
+    assert words in capsys.readouterr().err
+    assert bench(suite=tmp_path / "absent.json") == 2
+    assert "cannot be read" in capsys.readouterr().err
+
+
+def test_torch_compile_is_a_rival_or_says_why_not(tmp_path, monkeypatch):
     out = tmp_path / "lines.jsonl"
-    configs = ("auto", "64x256x16", "grad_weight=simt,forward=64x256x16")
-    work = suite.cases(
-        ("dla-34/dw64-k8s4@32",), suite="zoo", precisions=("bf16",), directions=("forward_backward",), configs=configs,
-        sizes="tiny",
-    )  # fmt: skip
-    assert suite.run(work, OPTIONS, out=out, console=Console()) == 0
-    for line in lines_of(out):
-        assert line["kernel"] == "implicit_gemm + implicit_gemm + implicit_gemm" and line["predicted_us"] == 37.5
-        assert line["config"] == "64x256x16 + 64x256x16 + 64x256x16"
-        assert [told["workspace_bytes"] for told in line["plans"]] == 3 * [256]
-        assert line["peak_bytes"] == line["eager_peak_bytes"] == 4000
-    forced = [None, None, None]
-    forced += [(operator, "64x256x16") for operator in plan.OPERATORS]
-    forced += [("grad_weight", "simt")]  # the others' plans are known by now
-    assert pretended["forced"] == forced
+    compiled = []
+
+    def compile(function, **options):
+        compiled.append(options)
+        if len(compiled) > 1:
+            raise RuntimeError("no C++ compiler")
+        return function
+
+    monkeypatch.setattr(torch, "compile", compile)
+    assert bench("--filter", "79", "--rivals", "all", "--direction", "both", "--out", out) == 0
+    first, second = lines_of(out)
+    assert compiled == 2 * [{"fullgraph": True, "dynamic": False}]
+    assert 0 < first["compile_us_p20"] <= first["compile_us"] and first["compile_first_call_s"] > 0
+    assert first["compile_error"] is None and second["compile_us"] is second["compile_first_call_s"] is None
+    assert second["compile_error"] == "RuntimeError: no C++ compiler" and second["ok"] is True
+    assert second["us"] > 0 and second["best_us"] > 0
 
 
-def test_peak_memory_is_that_of_the_whole_step(monkeypatch):
-    """Measured around the second call, when the first one's results are already there."""
-    order = []
-    for name in ("synchronize", "reset_peak_memory_stats"):
-        monkeypatch.setattr(torch.cuda, name, lambda name=name: order.append(name))
-    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: order.append("before") or 1000)
-    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: order.append("peak") or 5500)
-    first = protocol._first(
-        timing.Parts(lambda: order.append("forward"), lambda _: order.append("backward")), devices.Cuda()
-    )
-    assert first.peak_bytes == 4500 and first.error is None
-    assert order == [
-        "forward", "backward", "synchronize", "reset_peak_memory_stats", "before", "forward", "backward", "synchronize",
-        "peak",
-    ]  # fmt: skip
+@pytest.mark.parametrize("name", kernelbench.PROBLEMS)
+def test_reduced_layers_keep_everything_but_images_and_pixels(name):
+    problem = kernelbench.PROBLEMS[name]
+    small = resized(problem, "reduced")
+    assert small.geometry == problem.geometry and small.weight_size == problem.weight_size
+    assert 1e6 < small.macs <= 2**28 and small.batch <= problem.batch
+    assert all(i <= j for i, j in zip(small.input, problem.input, strict=True))
+    assert resized(small, "reduced") == small and resized(problem, "full") == problem
 
 
-def test_a_lost_gpu_blames_one_configuration_and_starts_again(pretended, tmp_path, monkeypatch, capsys):
-    out = tmp_path / "lines.jsonl"
-    monkeypatch.setattr(torch.cuda, "lose", lambda: pretended.update(lost=True), raising=False)
-    restarted = []
+def test_peak_of_a_cpu_is_what_the_allocator_handed_out(capfd):
+    source = torch.zeros(1000)
+    held = []
 
-    def restart(left):
-        restarted.append(left)
-        raise SystemExit
+    def call():
+        first = torch.empty(1_000_000, dtype=torch.uint8)
+        second = torch.empty(500_000, dtype=torch.uint8)
+        del first
+        third = source + 1
+        held.append(third)
+        return second
 
-    work = cases("auto", "kills", "simt", problems=("81", "79"))
-    with pytest.raises(SystemExit):
-        suite.run(work, OPTIONS, out=out, restart=restart, stop_after=100.0, console=Console())
-    assert [(line["problem"], line["forced"], line["ok"]) for line in lines_of(out)] == [("79", "kills", False)]
-    assert "illegal memory access" in lines_of(out)[0]["error"]
-    assert 1 <= restarted[0] <= 100
-    assert "starting again" in capsys.readouterr().err
-
-    pretended["lost"] = False
-    assert suite.run(work[:1], OPTIONS, out=out, resume=True, console=Console()) == 0
-    assert [line["forced"] for line in lines_of(out)] == ["kills", None, "simt"]
-    assert suite.run(work[1:], OPTIONS, out=out, resume=True, console=Console()) == 3
-    assert "run again with --resume" in capsys.readouterr().err
-
-
-def test_a_call_that_never_returns_is_given_up(pretended, tmp_path, monkeypatch):
-    out = tmp_path / "lines.jsonl"
-    monkeypatch.setattr(suite, "_PATIENCE", {"convt": 0.01, "turns": 60.0, "torch": 60.0})
-    returned = threading.Event()
-    right = convt.conv_transpose1d
-
-    def hangs(*arguments):
-        assert returned.wait(20), "the watchdog never came"
-        return right(*arguments)
-
-    monkeypatch.setattr(convt, "conv_transpose1d", hangs)
-    ended = []
-
-    def exit(code):
-        ended.append(code)
-        returned.set()
-
-    monkeypatch.setattr(suite.os, "_exit", exit)
-    suite.run(cases("auto", problems=("79",)), OPTIONS, out=out, console=Console())
-    assert ended == [3]
-    assert lines_of(out)[0]["error"] == "no answer within 0 s: convt auto" and lines_of(out)[0]["ok"] is False
-
-
-def test_watchdog_leaves_who_is_in_time_alone():
-    expired = []
-    with Watchdog(expired.append, poll=0.005) as watchdog:
-        for _ in range(3):
-            watchdog.stage("quick", 5.0)
-            time.sleep(0.02)
-        watchdog.stage("slow", 0.0)
-        time.sleep(0.1)
-    assert expired == ["slow"]
+    peak = devices.Cpu().peak_bytes(call)
+    assert 1_500_000 <= peak < 1_510_000
+    assert capfd.readouterr() == ("", ""), "the profiler says nothing"

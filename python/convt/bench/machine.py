@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import platform
 import re
 import subprocess
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from convt.choices import cpu_name
 from convt.problem import Problem
 from convt.timing import interleaved
 
@@ -77,17 +77,6 @@ def busy() -> str | None:
     if load < 0.5 * processors:
         return None
     return f"Load average {load:.1f} on {processors} processors: others compute here, expect noise."
-
-
-@lru_cache(maxsize=1)
-def cpu_name() -> str:
-    """The processor's model name, as far as the system tells."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def device_name(device: str) -> str:
