@@ -180,8 +180,8 @@ def _warn(text: str) -> None:
 def store(device: str, found: Mapping[str, Choice | None]) -> Path | None:
     """Add choices to those of a device, None takes one away; whatever others wrote meanwhile is kept.
 
-    Returns the file, or None when nothing was written: choices are switched off and nothing is kept, or, with a warning,
-    the file cannot be written and they hold in this process. Plans that are made already do not change: see
+    Returns the file, or None when nothing was written: choices are switched off and nothing is kept, or, with a
+    warning, the file cannot be written and they hold in this process. Plans that are made already do not change: see
     tuning.forget_plans.
     """
     path = file_of(device)

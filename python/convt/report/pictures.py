@@ -123,10 +123,9 @@ def roofline(group: Group, palette: Palette) -> tuple[Figure, dict[str, str]] | 
                 axes.plot([x, x], [their, y], color=color, lw=1.0, alpha=0.55, zorder=2)
                 axes.plot([x], [their], "o", ms=4.6, mfc=palette.paper, mec=palette.muted, mew=1.0, zorder=3)
             axes.plot([x], [y], "o", ms=6.2, color=color, mec=palette.paper, mew=0.7, zorder=4, gid=f"dot{index}")
-        axes.text(
-            right / 1.06, peak * 1.08, f"{_short(peak)} {unit}, matrix product", ha="right",
-            color=palette.ink, fontsize=8.5, zorder=5,
-            bbox={"facecolor": palette.paper, "edgecolor": "none", "pad": 1.0},
+        axes.annotate(
+            f"{_short(peak)} {unit}, matrix product", (right, peak), xytext=(-2, 4), textcoords="offset points",
+            ha="right", va="bottom", color=palette.ink, fontsize=8.5, zorder=5,
         )  # fmt: skip
         axes.set_xlabel("flop per byte", color=palette.muted)
         axes.set_ylabel(unit, color=palette.muted)
@@ -192,7 +191,8 @@ def speedups(group: Group, palette: Palette) -> tuple[Figure, dict[str, str]] | 
         spreads = [interval(line) or (ratio, ratio) for line, ratio in zip(lines, ratios, strict=True)]
         seen = [*ratios, *(best for best in bests if best), *(end for ends in spreads for end in ends)]
         low, high = min([*seen, 0.8]) / 1.1, max([*seen, 1.25]) * 1.1
-        high *= (high / low) ** 0.19  # room for the numbers
+        columns = (-32, 0) if any(bests) else (0,)
+        high *= (high / low) ** (0.2 if any(bests) else 0.12)  # room for the numbers
         axes.set(xscale="log", xlim=(low, high), ylim=(len(lines) - 0.4, -0.6))
         for index, (line, ratio, best, spread) in enumerate(zip(lines, ratios, bests, spreads, strict=True)):
             color = getattr(palette, verdict(line))
@@ -200,16 +200,16 @@ def speedups(group: Group, palette: Palette) -> tuple[Figure, dict[str, str]] | 
             axes.plot(spread, [index, index], color=palette.ink, lw=0.9, alpha=0.75, zorder=3)
             if best:
                 axes.plot([best, best], [index - 0.38, index + 0.38], color=palette.ink, lw=1.8, zorder=4)
-            for at, value, shade in ((0.93, ratio, color), (1.0, best, palette.muted)):
+            for at, value, shade in ((columns[0], ratio, color), (columns[-1], best, palette.muted)):
                 if value:
-                    axes.text(
-                        at, index, f"{value:.2f}", transform=axes.get_yaxis_transform(), ha="right",
-                        va="center_baseline", fontsize=8, color=shade,
+                    axes.annotate(
+                        f"{value:.2f}", (1, index), xycoords=axes.get_yaxis_transform(), xytext=(at, 0),
+                        textcoords="offset points", ha="right", va="center_baseline", fontsize=8, color=shade,
                     )  # fmt: skip
-        for at, head in ((0.93, "eager"), (1.0, "best")):
-            axes.text(
-                at, -0.9, head, transform=axes.get_yaxis_transform(), ha="right", va="baseline", fontsize=7.5,
-                color=palette.muted,
+        for at, head in zip(columns, ("eager", "best"), strict=False):
+            axes.annotate(
+                head, (1, -0.9), xycoords=axes.get_yaxis_transform(), xytext=(at, 0), textcoords="offset points",
+                ha="right", va="baseline", fontsize=7.5, color=palette.muted,
             )  # fmt: skip
         axes.axvline(1, color=palette.ink, lw=1.0, zorder=5)
         axes.set_yticks(range(len(lines)), [line.problem for line in lines], color=palette.ink, fontsize=8)

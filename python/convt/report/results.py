@@ -124,9 +124,11 @@ def interval(line: Line) -> tuple[float, float] | None:
 
 
 def verdict(line: Line) -> str:
-    """ "win" or "loss" against PyTorch's defaults, "tie" where the percentiles overlap or nothing was compared."""
+    """ "win" or "loss" against PyTorch's defaults, "tie" where the percentiles overlap, or the speed-up is written as
+    1.00, or nothing was compared.
+    """
     ratio, spread = speedup(line), interval(line)
-    if ratio is None or (spread is not None and spread[0] <= 1 <= spread[1]):
+    if ratio is None or round(ratio, 2) == 1 or (spread is not None and spread[0] <= 1 <= spread[1]):
         return "tie"
     return "win" if ratio > 1 else "loss"
 
