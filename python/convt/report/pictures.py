@@ -200,7 +200,8 @@ def speedups(group: Group, palette: Palette) -> tuple[Figure, dict[str, str]] | 
             axes.plot(spread, [index, index], color=palette.ink, lw=0.9, alpha=0.75, zorder=3)
             if best:
                 axes.plot([best, best], [index - 0.38, index + 0.38], color=palette.ink, lw=1.8, zorder=4)
-            for at, value, shade in ((columns[0], ratio, color), (columns[-1], best, palette.muted)):
+            behind = palette.loss if best and round(best, 2) < 1 else palette.muted
+            for at, value, shade in ((columns[0], ratio, color), (columns[-1], best, behind)):
                 if value:
                     axes.annotate(
                         f"{value:.2f}", (1, index), xycoords=axes.get_yaxis_transform(), xytext=(at, 0),
