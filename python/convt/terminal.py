@@ -17,6 +17,7 @@ def progress_bar(console: Console) -> Progress:
         TextColumn("{task.description}"),
         console=console,
         transient=True,
+        speed_estimate_period=3600,  # a single step may take minutes
     )
 
 

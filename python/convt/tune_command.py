@@ -19,7 +19,7 @@ from convt.tuning import Task, Tuned
 
 
 def run(options: argparse.Namespace, console: Console | None = None) -> int:
-    """One command of `convt tune`; 130 when interrupted, with everything done so far stored.
+    """One command of `convt tune`; returns 1 when something could not be measured, 130 when interrupted.
 
     Raises:
         ValueError: there is nothing to tune, or no such suite, model or device.
@@ -39,13 +39,18 @@ def run(options: argparse.Namespace, console: Console | None = None) -> int:
     if not tasks:
         raise ValueError(f"tune: there is no transposed convolution in {options.model or options.suite}")
     results: list[Tuned] = []
-    interrupted = False
+    interrupted, failed = False, 0
     with progress_bar(console) as progress:
         bar = progress.add_task("", total=len(tasks))
         try:
             for task, place in tasks:
-                progress.update(bar, description=f"{describe(task.problem)} {task.operator}", completed=len(results))
-                results += tuning.run([(task, place)], seconds=options.seconds)
+                title = f"{describe(task.problem)} {task.operator}"
+                progress.update(bar, description=title, completed=len(results) + failed)
+                try:
+                    results += tuning.run([(task, place)], seconds=options.seconds)
+                except RuntimeError as error:  # no memory for the operands, say: the next one may be smaller
+                    failed += 1
+                    console.print(f"{title}: {rivals.said(error)}", highlight=False, markup=False, soft_wrap=True)
         except KeyboardInterrupt:
             interrupted = True
     if results:
@@ -53,7 +58,7 @@ def run(options: argparse.Namespace, console: Console | None = None) -> int:
     if interrupted:
         console.print(f"Interrupted after {len(results)} of {len(tasks)}.", highlight=False)
         return 130
-    return 0
+    return int(failed > 0)
 
 
 def _of_a_suite(options: argparse.Namespace, device: torch.device) -> list[Task]:
