@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from convt import cli
-from convt.bench import record
+from convt.bench import record, roofline
 from convt.report import page, pictures
 from convt.report.compare import compare
 from convt.report.results import Roof, groups, interval, read, roofs, verdict
@@ -253,3 +253,15 @@ def test_what_cannot_be_reported_is_explained(tmp_path, results, capsys):
         assert cli.main(["report", *arguments, "--out", str(tmp_path / "none")]) == 2
         assert words in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
+
+
+def test_from_a_bench_to_its_page(tmp_path, monkeypatch):
+    monkeypatch.setattr(roofline, "ceilings", lambda device, precisions: roofline.Ceilings(1e10, {"ieee": 1e11}))
+    lines, out = tmp_path / "lines.jsonl", tmp_path / "report"
+    bench = ["bench", "kernelbench", "--quick", "--device", "cpu", "--sizes", "tiny", "--filter", "79", "58"]
+    assert cli.main([*bench, "--direction", "both", "--out", str(lines)]) == 0
+    assert cli.main(["report", str(lines), "--against", str(lines), "--check", "--out", str(out)]) == 0
+    text = (out / "index.html").read_text()
+    made = Page(text)
+    assert len(made.tables["all"]) == 5 and len(made.tables["summary"]) == 3 and len(list(out.glob("*.png"))) == 4
+    assert "three per line: numbers are rough" in text and "tiny" in text
