@@ -26,6 +26,7 @@ from .problem import (
     grad_weight_problem,
     operand,
 )
+from .ranges import in_range
 
 _any_autocast = torch._C._is_any_autocast_enabled
 _convolution_backward: Any = torch.ops.aten.convolution_backward.default
@@ -218,7 +219,11 @@ def _check_grad_bias(grad_output: OperandKey) -> None:
 def forward(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
     """Output, (batch, out_channels, *spatial)."""
     keys = operand(input), operand(weight), None if bias is None else operand(bias)
-    call = _forward_call(*keys, geometry, *_switches("forward", input))
+    return _forward(_forward_call(*keys, geometry, *_switches("forward", input)), input, weight, bias, geometry)
+
+
+@in_range("forward")
+def _forward(call: Call, input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
     if call.native:
         output = _empty(call, input)
         if call.cuda is None:
@@ -261,6 +266,7 @@ def grad_input(grad_output: Tensor, weight: Tensor, geometry: Geometry, channels
     return _grad_input(call, grad_output, weight, geometry)
 
 
+@in_range("grad_input")
 def _grad_input(call: Call, grad_output: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
     if call.native:
         result = _empty(call, grad_output)
@@ -287,6 +293,7 @@ def grad_weight(
     return _grad_weight(call, grad_output, input, geometry)
 
 
+@in_range("grad_weight")
 def _grad_weight(call: Call, grad_output: Tensor, input: Tensor, geometry: Geometry) -> Tensor:
     weight = _empty(call, input)
     if call.native:

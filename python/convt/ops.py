@@ -26,7 +26,7 @@ from torch.autograd import forward_ad
 from torch.autograd.function import Function, _SingleLevelFunction
 from torch.compiler import is_dynamo_compiling
 
-from . import operators, settings
+from . import operators, settings, tracing
 from .problem import Geometry, Ints, forward_problem, operand
 
 _functorch = torch._C._functorch
@@ -76,12 +76,13 @@ for _schema in (
         for n in (1, 2, 3)
     ),
 ):
-    _library.define(_schema)
+    _library.define(_schema, tags=tracing.TAGS)
 
 _forward_op = torch.ops.convt.forward.default
 _grad_input_op = torch.ops.convt.grad_input.default
 _grad_weight_op = torch.ops.convt.grad_weight.default
 _grad_bias_op = torch.ops.convt.grad_bias.default
+tracing.call_as_they_are(_forward_op, _grad_input_op, _grad_weight_op, _grad_bias_op)
 PUBLIC: dict[int, Callable[..., Tensor]] = {n: getattr(torch.ops.convt, f"conv_transpose{n}d") for n in (1, 2, 3)}
 
 

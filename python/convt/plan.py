@@ -1,10 +1,13 @@
-"""Problem x operator x device -> Plan: who computes, and why. Cached, printable (CONVT_PRINT_PLAN=1).
+"""Problem x operator x device -> Plan: who computes, and why. Cached; told once, when it is made.
+
+CONVT_PRINT_PLAN=1 prints it, and the logger "convt.plan" has it at level INFO: TORCH_LOGS=convt shows that.
 
 On a GPU a native plan has a second half, the CudaPlan: which kernel, in which tiles, at what predicted cost.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import sys
@@ -21,6 +24,8 @@ from .problem import Ints, Problem
 from .settings import OPERATORS, forced_kernel
 
 __all__ = ["OPERATORS", "Plan", "cuda_plan", "forced_kernel", "plan"]
+
+_log = logging.getLogger(__name__)
 
 MOST_PHASES = 2**20
 LEAST_CAPABILITY = (8, 0)
@@ -190,14 +195,25 @@ def _complaint(operator: str, reasons: str, requested: str) -> str:
 def _told(
     choice: Plan, problem: Problem, operator: str, dtype: torch.dtype, device: torch.device, channels_last: bool
 ) -> Plan:
-    if _prints():
+    if _is_told():
         layout = "channels_last" if channels_last else "contiguous"
-        print(f"convt: {operator} {dtype} {device} {layout} {problem} -> {choice}", file=sys.stderr)
+        _tell(f"{operator} {dtype} {device} {layout} {problem} -> {choice}")
     return choice
 
 
 def _prints() -> bool:
     return os.environ.get("CONVT_PRINT_PLAN") == "1"
+
+
+def _is_told() -> bool:
+    return _prints() or _log.isEnabledFor(logging.INFO)
+
+
+def _tell(choice: str) -> None:
+    if _prints():
+        print(f"convt: {choice}", file=sys.stderr)
+    else:
+        _log.info("%s", choice)
 
 
 # ---- the second half, on a GPU -----------------------------------------------------------------------------------
@@ -279,11 +295,10 @@ def plan_of_call(
         if "aten" not in candidates(requested):
             raise RuntimeError(_complaint(operator, f"native: {error}", requested)) from None
         return _told(Plan("aten", f"native: {error}"), problem, operator, dtype, device, channels_last), None
-    if _prints():
-        print(
-            f"convt: {operator} {dtype} {precision} {device} {problem} -> {made.kernel} {made.config}, "
-            f"{made.workspace_bytes} bytes of workspace, predicted {made.predicted_us:.1f} us",
-            file=sys.stderr,
+    if _is_told():
+        _tell(
+            f"{operator} {dtype} {precision} {device} {problem} -> {made.kernel} {made.config}, "
+            f"{made.workspace_bytes} bytes of workspace, predicted {made.predicted_us:.1f} us"
         )
     return choice, made
 

@@ -220,11 +220,13 @@ def _check_sizes(problem: Problem) -> None:
                 f"output_padding {_show(problem.output_padding)}"
             ),
         )
+    # Symbolic sizes are left to the call that has numbers: to compare one here would guard on it, and recompile.
+    extents = [o + 2 * p for o, p in zip(problem.output, problem.padding, strict=True)]
+    extent = max((extent for extent in extents if type(extent) is int), default=0)
     for label in ("input_size", "weight_size", "output_size"):
         sizes: Ints = getattr(problem, label)
         if all(type(size) is int for size in sizes):
             elements = math.prod(max(size, 1) for size in sizes)
-            extent = max(o + 2 * p for o, p in zip(problem.output, problem.padding, strict=True))
             if max(elements * 8, extent) > LARGEST:
                 raise RuntimeError(
                     f"{name}: {label.removesuffix('_size')} of shape {_show(sizes)} overflows 64-bit sizes "

@@ -2,7 +2,7 @@
 
 Like the flags in torch.backends they belong to the process, not to a thread: the backward pass runs in threads of
 autograd's own and must see them. Enter them around a compiled function, not inside it: the choice is made when an
-operator runs, not when it is traced.
+operator runs, not when it is traced. Inside they break the graph, and raise RuntimeError where it has to be whole.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from types import TracebackType
 import torch
 
 from . import _C
+from .tracing import refuse_in_a_graph
 
 BACKENDS = ("auto", "native", "aten")
 PRECISIONS = ("ieee", "tf32")
@@ -53,6 +54,7 @@ class backend(ContextDecorator):
         self._previous: list[str] = []
 
     def __enter__(self) -> backend:
+        refuse_in_a_graph("convt.backend")
         self._previous.append(_backend)
         _set_backend(self.name)
         return self
@@ -76,6 +78,7 @@ class precision(ContextDecorator):
 
     def __enter__(self) -> precision:
         global _precision
+        refuse_in_a_graph("convt.precision")
         self._previous.append(_precision)
         _precision = self.name
         return self
@@ -110,6 +113,7 @@ class forced_kernel(ContextDecorator):
 
     def __enter__(self) -> forced_kernel:
         global _kernels
+        refuse_in_a_graph("convt.plan.forced_kernel")
         self._previous.append(_kernels)
         _kernels = {**_kernels, **dict.fromkeys(self.operators, self.name)}
         return self

@@ -22,11 +22,13 @@ CPP_ROOMS = {
 }
 PYTHON_ROOMS = {
     "_C": 0,
+    "tracing": 0,
     "problem": 1,
     "settings": 1,
     "timing": 1,
     "choices": 2,
     "heuristics": 2,
+    "ranges": 2,
     "plan": 3,
     "operators": 4,
     "ops": 5,

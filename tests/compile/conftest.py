@@ -1,0 +1,41 @@
+"""Fresh compilers for every test."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+import torch._dynamo
+import torch._functorch.config
+import torch._inductor.config
+from torch._dynamo.utils import counters
+
+HAS_COMPILER = shutil.which("g++") or shutil.which("clang++")
+
+
+@pytest.fixture(autouse=True)
+def quick(one_thread):
+    """All of these are small."""
+
+
+@pytest.fixture(autouse=True)
+def fresh():
+    """Nothing compiled before, neither in this process nor in a cache on disk; warm caches elsewhere stay warm."""
+    torch._dynamo.reset()
+    counters.clear()
+    with torch._functorch.config.patch(enable_autograd_cache=False), torch._inductor.config.patch(fx_graph_cache=False):
+        yield
+    torch._dynamo.reset()
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+def device(request):
+    return request.param
+
+
+@pytest.fixture(params=["aot_eager", "inductor"])
+def compiler(request):
+    if request.param == "inductor" and not HAS_COMPILER:
+        pytest.skip("inductor needs a C++ compiler on a CPU")
+    return request.param
