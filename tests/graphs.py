@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
+
 from functorch.compile import make_boxed_func
 from torch._dynamo.backends.common import aot_autograd
+
+HAS_COMPILER = shutil.which("g++") or shutil.which("clang++")  # inductor's, on a CPU
 
 
 class Traced:

@@ -52,7 +52,8 @@ def _ints(name: str, rank: int, value: Any) -> Ints:
 
 
 def _int(name: str, rank: int, value: Any) -> int:
-    if isinstance(value, torch.SymInt):
+    # Dynamo's symbols have the type int; operator.index would make each a constant, and a graph of every value.
+    if isinstance(value, torch.SymInt) or (is_dynamo_compiling() and type(value) is int):
         return value  # type: ignore[return-value]
     try:
         if isinstance(value, bool):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-
 import pytest
 import torch
 import torch._dynamo
@@ -11,7 +9,7 @@ import torch._functorch.config
 import torch._inductor.config
 from torch._dynamo.utils import counters
 
-HAS_COMPILER = shutil.which("g++") or shutil.which("clang++")
+from graphs import HAS_COMPILER
 
 
 @pytest.fixture(autouse=True)
