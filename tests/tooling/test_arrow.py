@@ -40,6 +40,7 @@ PYTHON_ROOMS = {
     "accelerate": 8,
     "tuning": 8,
     "__init__": 9,
+    "onnx": 10,
     "terminal": 10,
     "testing": 10,
     "problems": 10,
