@@ -38,12 +38,19 @@ def in_range(operator: str) -> Callable[[Callable[..., _Result]], Callable[..., 
         def ranged(call: _Call, *args: Any) -> _Result:
             if not profiler._is_profiler_enabled:
                 return run(call, *args)
-            with profiler.record_function(f"convt::{operator} {_who(call, args[0])}"):
-                return run(call, *args)
+            return within(operator, _who(call, args[0]), run, call, *args)
 
         return ranged
 
     return decorate
+
+
+def within(name: str, who: str, function: Callable[..., _Result], *args: Any) -> _Result:
+    """function(*args) in the range of an op and of who computes it; nothing but the call without a profiler."""
+    if not profiler._is_profiler_enabled:
+        return function(*args)
+    with profiler.record_function(f"convt::{name} {who}"):
+        return function(*args)
 
 
 def _who(call: _Call, head: Any) -> str:
