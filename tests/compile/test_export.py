@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 from textwrap import dedent
 
 import pytest
@@ -104,6 +106,18 @@ def package(saved):
     return torch._inductor.aoti_compile_and_package(
         program, package_path=str(folder / "package.pt2"), inductor_configs=quickly
     )
+
+
+def test_the_documents_example():
+    """The block of docs/compile.md that takes as long as a C++ compiler does, after those that it stands on."""
+    if not HAS_COMPILER:
+        pytest.skip("AOTInductor needs a C++ compiler")
+    text = (Path(__file__).parents[2] / "docs" / "compile.md").read_text().split("## torch.export")[1]
+    exported, packaged = re.findall(r"^```py(?:thon)?\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)[:2]
+    namespace = {"torch": torch, "convt": convt}
+    with torch._inductor.config.patch({"aot_inductor.compile_wrapper_opt_level": "O0"}):
+        exec(exported + packaged, namespace)
+    assert namespace["loaded"](torch.ones(2, 8, 3, 3)).shape == (2, 4, 6, 6)
 
 
 def elsewhere(folder, program):

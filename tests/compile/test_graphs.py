@@ -196,6 +196,20 @@ def test_inductor_copies_nothing(rank, layout):
         assert "cpp_fused" not in code and "empty_strided" not in code and "torch.ops.aten" not in code
 
 
+def test_inductor_copies_no_view():
+    """Audio models keep (batch, length, channels): the layer reads the transposed tensor as it lies."""
+    input, weight, _ = tensors(1)
+    rows = input.transpose(1, 2).contiguous().requires_grad_()
+
+    def function(rows, weight):
+        return convt.conv_transpose1d(rows.transpose(1, 2), weight, stride=2)
+
+    output, (forward, backward) = inductor_code(function, rows, weight.requires_grad_())
+    torch.testing.assert_close(output, function(rows, weight))
+    for code in (forward, backward):
+        assert "cpp_fused" not in code and "empty_strided" not in code
+
+
 def test_a_shared_gradient_is_computed_once_by_the_first_graph():
     """In a process of its own: inductor learns about an op when it is first called, unless it is told before."""
     program = """
