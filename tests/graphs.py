@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 
+import pytest
 from functorch.compile import make_boxed_func
 from torch._dynamo.backends.common import aot_autograd
 
 HAS_COMPILER = shutil.which("g++") or shutil.which("clang++")  # inductor's, on a CPU
+
+
+def needs_inductor(device="cpu"):
+    """Skips where inductor cannot compile for a device."""
+    if device == "cuda" and importlib.util.find_spec("triton") is None:
+        pytest.skip("inductor needs triton on a GPU")
+    if device != "cuda" and not HAS_COMPILER:
+        pytest.skip("inductor needs a C++ compiler on a CPU")
 
 
 class Traced:

@@ -19,7 +19,6 @@ from . import _C, operators, settings
 from .eager import entry
 from .ops import OUTPUT, PUBLIC, Form, differentiable
 from .problem import LARGEST, Geometry, Ints
-from .ranges import within
 
 _is_tensor_like: Callable[[object], bool] = torch.overrides.is_tensor_like
 _PLAIN = frozenset((Tensor, Parameter))
@@ -96,7 +95,7 @@ def _conv_transpose(
         and not (_functorch_active() or _function_modes() or _any_autocast() or _tracing())
     ):
         if input.is_cuda and operators.is_atens(input, weight, bias, geometry):
-            return within(f"conv_transpose{rank}d", "aten", _ATEN[rank], input, weight, bias, *geometry)
+            return _ATEN[rank](input, weight, bias, *geometry)
         return differentiable(OUTPUT, input, weight, bias, Form(geometry))
     for name, value in (("input", input), ("weight", weight), ("bias", bias)):
         if not (_is_tensor_like(value) or (value is None and name == "bias")):

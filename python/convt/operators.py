@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
+from torch.autograd import forward_ad, profiler
 
 from . import _C, heuristics, settings
 from .plan import OPERATORS, Plan, Strides, plan, plan_of_call
@@ -26,7 +26,7 @@ from .problem import (
     grad_weight_problem,
     operand,
 )
-from .ranges import in_range
+from .ranges import within
 
 _any_autocast = torch._C._is_any_autocast_enabled
 _convolution_backward: Any = torch.ops.aten.convolution_backward.default
@@ -219,10 +219,12 @@ def _check_grad_bias(grad_output: OperandKey) -> None:
 def forward(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
     """Output, (batch, out_channels, *spatial)."""
     keys = operand(input), operand(weight), None if bias is None else operand(bias)
-    return _forward(_forward_call(*keys, geometry, *_switches("forward", input)), input, weight, bias, geometry)
+    call = _forward_call(*keys, geometry, *_switches("forward", input))
+    if profiler._is_profiler_enabled:
+        return within("forward", call, _forward, input, weight, bias, geometry)
+    return _forward(call, input, weight, bias, geometry)
 
 
-@in_range("forward")
 def _forward(call: Call, input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
     if call.native:
         output = _empty(call, input)
@@ -263,10 +265,11 @@ def grad_input(grad_output: Tensor, weight: Tensor, geometry: Geometry, channels
     """Gradient of the input, (batch, in_channels, *spatial), contiguous or channels_last."""
     key = operand(grad_output), operand(weight)
     call = _grad_input_call(*key, geometry, channels_last, *_switches("grad_input", grad_output))
+    if profiler._is_profiler_enabled:
+        return within("grad_input", call, _grad_input, grad_output, weight, geometry)
     return _grad_input(call, grad_output, weight, geometry)
 
 
-@in_range("grad_input")
 def _grad_input(call: Call, grad_output: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
     if call.native:
         result = _empty(call, grad_output)
@@ -290,10 +293,11 @@ def grad_weight(
     """Gradient of the weight, (in_channels, out_channels // groups, *kernel_size), contiguous or channels_last."""
     key = operand(grad_output), operand(input)
     call = _grad_weight_call(*key, kernel_size, geometry, channels_last, *_switches("grad_weight", input))
+    if profiler._is_profiler_enabled:
+        return within("grad_weight", call, _grad_weight, grad_output, input, geometry)
     return _grad_weight(call, grad_output, input, geometry)
 
 
-@in_range("grad_weight")
 def _grad_weight(call: Call, grad_output: Tensor, input: Tensor, geometry: Geometry) -> Tensor:
     weight = _empty(call, input)
     if call.native:

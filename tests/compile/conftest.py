@@ -9,7 +9,8 @@ import torch._functorch.config
 import torch._inductor.config
 from torch._dynamo.utils import counters
 
-from graphs import HAS_COMPILER
+from convt import settings
+from graphs import needs_inductor
 
 
 @pytest.fixture(autouse=True)
@@ -29,11 +30,13 @@ def fresh():
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
 def device(request):
-    return request.param
+    """Float32 multiplied as float32, whoever does it."""
+    with settings.cudnn_precision("ieee"):
+        yield request.param
 
 
 @pytest.fixture(params=["aot_eager", "inductor"])
 def compiler(request):
-    if request.param == "inductor" and not HAS_COMPILER:
-        pytest.skip("inductor needs a C++ compiler on a CPU")
+    if request.param == "inductor":
+        needs_inductor("device" in request.fixturenames and request.getfixturevalue("device"))
     return request.param

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 import convt
 from convt import settings
-from graphs import Traced, ours, targets
+from graphs import Traced, needs_inductor, ours, targets
 
 FUNCTIONS = {1: convt.conv_transpose1d, 2: convt.conv_transpose2d, 3: convt.conv_transpose3d}
 CHANNELS_LAST = {1: torch.contiguous_format, 2: torch.channels_last, 3: torch.channels_last_3d}
@@ -84,6 +84,8 @@ def test_inductor_between_other_layers(device, compiler, layout):
 
 @pytest.mark.parametrize("mode", ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"))
 def test_modes(device, mode):
+    needs_inductor(device)
+
     def function(input, weight, bias):
         return convt.conv_transpose2d(input, weight, bias, stride=2).sigmoid()
 
@@ -174,6 +176,7 @@ def test_only_wanted_gradients(wanted):
 def inductor_code(function, *leaves):
     from torch._inductor.utils import run_fw_bw_and_get_code
 
+    needs_inductor()
     result, code = run_fw_bw_and_get_code(lambda: torch.compile(function, fullgraph=True)(*leaves))
     assert len(code) == 2
     return result, [text[text.index("def call(") : text.index("def benchmark_compiled_module(")] for text in code]
@@ -213,6 +216,7 @@ def test_inductor_copies_no_view():
 
 def test_a_shared_gradient_is_computed_once_by_the_first_graph():
     """In a process of its own: inductor learns about an op when it is first called, unless it is told before."""
+    needs_inductor()
     program = """
         import torch, convt
         from torch._inductor.utils import run_fw_bw_and_get_code
