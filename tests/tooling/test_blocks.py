@@ -77,7 +77,7 @@ def test_python_runs(name, switches, monkeypatch, tmp_path):
 RATES = dict.fromkeys(("ieee", "tf32", "bf16", "fp16", "fp64"), 1e11)
 
 # Options that make a command small, in the order of preference; one that it does not have is left out.
-SMALL = (["--device", "cpu"], ["--quick"], ["--seconds", "0.01"], ["--stop-after", "1"])
+SMALL = (["--device", "cpu"], ["--quick"], ["--seconds", "0.01"], ["--stop-after", "1"], ["--sizes", "tiny"])
 FEW = {"cpu": "100->512", "sweep": "s5", "kernelbench": "79", "zoo": "dcgan-64/100to512@1"}
 
 
@@ -90,6 +90,10 @@ def checkout(tmp_path, monkeypatch):
     shutil.copy(ROOT / "README.md", tmp_path)
     for path in (ROOT / "docs" / "results").glob("*.jsonl"):
         shutil.copy(path, tmp_path)
+    (listed,) = [text for language, text in blocks("docs/benchmarks.md") if language == "json"]
+    (tmp_path / "problems.json").write_text(listed)
+    made = "return torch.nn.ConvTranspose1d(2, 2, 3), torch.zeros(1, 2, 9)"
+    (tmp_path / "mymodel.py").write_text(f"import torch\n\n\ndef make():\n    {made}\n")
     monkeypatch.chdir(tmp_path)
     for number in problems.NUMBERS:
         source = problems.load(number)
@@ -109,6 +113,10 @@ def is_legal(words: list[str]) -> bool:
 
 def made_small(words: list[str]) -> list[str]:
     """A convt command on a layer or two, without kernels and precisions that only a GPU has."""
+    if words[0] == "tune":
+        return [*without(words, "--seconds"), "--seconds", "0.01"]
+    if words[0] == "bench" and words[1].endswith(".json"):
+        words = [*without(words, "--rivals"), "--rivals", "eager"]
     if words[0] == "bench" and words[1] in FEW:
         words = without(words, "--config", "--precision", "--rivals")
         if "--filter" in words and words[1] in ("cpu", "sweep"):  # their words all have to match
@@ -149,6 +157,11 @@ def test_commands_run(name, words, checkout, capsys):
             shutil.copy(checkout / "h200_zoo_training.jsonl", file)
         assert cli.main(words) == 0
         assert {path: path.read_bytes() for path in checkout.rglob("*.md")} == before, "tables are up to date"
+        return
+    if words[0] == "report":
+        shutil.copy(checkout / "h200_kernelbench.jsonl", "lines.jsonl")
+        assert cli.main(words) == 0
+        assert list(checkout.glob("*/index.html"))
         return
     out = words[words.index("--out") + 1] if "--out" in words else None
     if out is not None:
