@@ -96,9 +96,10 @@ def measure(device: str = "cuda", *, seconds: float = 0.3, precisions: Collectio
 
     float32 = torch.float32
     size, small = (8192, 4096) if gpu else (1024, 512)
+    halves = size if gpu else small  # a processor may have no instructions for them
     products: list[tuple[str, torch.dtype, int, Callable[[], AbstractContextManager[None]]]] = [
-        ("bf16", torch.bfloat16, size, nullcontext),
-        ("fp16", torch.float16, size, nullcontext),
+        ("bf16", torch.bfloat16, halves, nullcontext),
+        ("fp16", torch.float16, halves, nullcontext),
         ("ieee", float32, size, partial(matmul_precision, "ieee")),
         ("fp64", torch.float64, small, nullcontext),
     ]
