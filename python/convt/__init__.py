@@ -2,14 +2,23 @@
 
 from . import (
     _C,
+    eager,
     functional,
+    heuristics,
     nn,
+    operators,
+    ops,
+    plan,
+    problem,
     sharding,  # noqa: F401 - nothing to call: DTensor's rules, which wait for somebody to import DTensors
+    tracing,
 )
 from .accelerate import accelerate
 from .functional import conv_transpose1d, conv_transpose2d, conv_transpose3d
 from .settings import backend, current_backend, current_precision, precision
 from .tuning import tune
+
+tracing.run_as_they_are(eager, heuristics, operators, ops, plan, problem)
 
 __version__: str = _C.build_info()["version"]
 

@@ -5,7 +5,9 @@ Nothing here imports a compiler: each is told when it is imported, if ever.
 
 from __future__ import annotations
 
-from types import ModuleType
+import inspect
+from collections.abc import Iterable, Iterator
+from types import CodeType, ModuleType
 from typing import Any
 
 import torch
@@ -16,9 +18,6 @@ from torch.compiler import is_compiling, is_dynamo_compiling
 # Older versions of PyTorch know the order of strides only, which is the same for the dense tensors that they make.
 _STRIDES: Any = getattr(torch.Tag, "needs_exact_strides", torch.Tag.needs_fixed_stride_order)
 TAGS = (torch.Tag.pt2_compliant_tag, _STRIDES)
-
-# Choosing who computes is no part of a graph. Dynamo would trace these where a graph break leaves a call to Python.
-_RUN_AS_THEY_ARE = ("eager", "heuristics", "operators", "ops", "plan", "problem")
 
 
 def call_as_they_are(*ops: Any) -> None:
@@ -34,10 +33,31 @@ def call_as_they_are(*ops: Any) -> None:
             lowering.make_fallback(op, lowering.constrain_to_fx_strides, warn=False)
 
 
-@wrapt.when_imported("torch._dynamo.trace_rules")
-def _skip(trace_rules: ModuleType) -> None:
-    for name in _RUN_AS_THEY_ARE:
-        trace_rules.add(f"{__package__}.{name}")
+def run_as_they_are(*modules: ModuleType) -> None:
+    """Tell Dynamo to start no graph in these modules' functions, which a graph may still call.
+
+    Choosing who computes is no part of a graph, but where a graph break leaves a call to Python, Dynamo would compile
+    the functions that choose, one by one.
+    """
+
+    @wrapt.when_imported("torch._dynamo")
+    def register(dynamo: ModuleType) -> None:
+        for module in modules:
+            for code in _codes(vars(module).values(), module.__name__):
+                dynamo.decorators.skip_code(code)
+
+
+def _codes(values: Iterable[Any], module: str) -> Iterator[CodeType]:
+    """The code of a module's own functions, of its classes' methods, and of what is defined inside of them."""
+    for value in values:
+        if isinstance(value, CodeType):
+            yield value
+            yield from _codes(value.co_consts, module)
+        elif getattr(value, "__module__", None) == module:
+            if isinstance(value, type):
+                yield from _codes(vars(value).values(), module)
+            else:
+                yield from _codes((getattr(inspect.unwrap(value), "__code__", None),), module)
 
 
 def refuse_in_a_graph(context: str) -> None:

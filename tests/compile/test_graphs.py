@@ -371,6 +371,11 @@ def test_settings_inside_a_function_break_its_graph():
     assert counters["graph_break"]
 
 
+def compiled_files():
+    """The files of all functions that Dynamo has looked at as the start of a graph."""
+    return {code.co_filename for reference in torch._dynamo.convert_frame.input_codes.seen if (code := reference())}
+
+
 def test_a_broken_frame_leaves_the_choice_alone():
     """Where a graph break leaves calls to Python, the code that chooses who computes them is not compiled."""
 
@@ -381,6 +386,8 @@ def test_a_broken_frame_leaves_the_choice_alone():
 
     input, weight = tensors(2)[:2]
     result = function(input, weight)
+    assert list(counters["graph_break"].values()) == [1], "the function's own"
+    assert not any("/convt/" in file and "functional" not in file for file in compiled_files())
     torch.testing.assert_close(result, [F.conv_transpose2d(input[..., :cut], weight).sum() for cut in range(2, 6)])
 
 
