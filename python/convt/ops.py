@@ -56,8 +56,8 @@ def _plain_keys() -> frozenset[int | str]:
 
 
 _PLAIN = _plain_keys()
-_unpack_dual: Any = forward_ad.unpack_dual
-_Modes = tuple[bool, bool]  # gradients and forward mode, on or off
+_unpack_dual: Any = torch._VF._unpack_dual
+_Modes = tuple[bool, bool] | tuple[()]  # gradients and forward mode, on or off
 
 INPUT, WEIGHT, OUTPUT = range(3)
 # The tensors that the operator with the given result takes, in the order of its schema.
@@ -157,13 +157,14 @@ class Contraction(_Node):
         ctx: Any, result: int, a: Tensor, b: Tensor, bias: Tensor | None, form: Form, modes: _Modes | None
     ) -> Tensor:
         ctx.save_for_backward(a, b)
-        if forward_ad._current_level >= 0:
+        if modes is not None or forward_ad._current_level >= 0:
             ctx.save_for_forward(a, b)
         ctx.result = result
         ctx.form = form
         ctx.joint = None
-        if modes is None:
-            if result == OUTPUT and a.is_cpu and _skips_dispatch(a, b):  # elsewhere there is nothing to look up
+        if not modes:
+            both = result == OUTPUT and a.is_cpu and all(ctx.needs_input_grad[1:3])
+            if both and _skips_dispatch(a, b):  # elsewhere there is nothing to look up
                 backend = ctx.backend = settings.current_backend()
                 ctx.joint = operators.joint_backward(operand(a), operand(b), form.geometry, backend)
             return _contract_below(result, a, b, bias, form)
@@ -206,7 +207,7 @@ class Contraction(_Node):
         tangent: Tensor | None = None
         # autograd turns forward mode off here, which would cut the tangents of the levels around this one.
         with forward_ad._set_fwd_grad_enabled(True):
-            primals = [_unpack_dual(tensor).primal for tensor in ctx.saved_tensors]
+            primals = [_unpack_dual(tensor, level=0)[0] for tensor in ctx.saved_tensors]
             for slot, dual in zip(slots, (a, b), strict=True):
                 if dual is not None:
                     tensors = {**dict(zip(slots, primals, strict=True)), slot: dual}
@@ -223,7 +224,7 @@ class BiasGradient(_Node):
     """grad_bias, differentiable: the sum over batch and space, whose transpose spreads a value over both."""
 
     @staticmethod
-    def forward(ctx: Any, grad_output: Tensor, modes: _Modes | None) -> Tensor:
+    def forward(ctx: Any, grad_output: Tensor, modes: _Modes) -> Tensor:
         ctx.size = grad_output.shape
         grad, forward_grad = modes or (False, False)
         with torch.set_grad_enabled(grad), forward_ad._set_fwd_grad_enabled(forward_grad), _below_autograd():
@@ -257,47 +258,48 @@ def _like_its_operands(a: Tensor, b: Tensor) -> bool:
 
 
 def _apply(function: Any, *args: Any) -> Tensor:
-    """function.apply, also in a functorch level's Autograd kernel; there with the modes that lower levels shall see."""
+    """function.apply in the Autograd kernel of an op, with the modes that lower levels shall see.
+
+    Also where nothing seems to be differentiated: a graph of Dynamo's enters forward mode without telling forward_ad.
+    """
     if not _functorch_active():
-        return function.apply(*args, None)  # type: ignore[no-any-return]
+        return function.apply(*args, ())  # type: ignore[no-any-return]
+    modes = torch.is_grad_enabled(), torch._C._is_fwd_grad_enabled()
     allowed = _functorch.get_single_level_autograd_function_allowed()
     _functorch.set_single_level_autograd_function_allowed(True)
     try:
-        modes = torch.is_grad_enabled(), torch._C._is_fwd_grad_enabled()
         return function.apply(*args, modes)  # type: ignore[no-any-return]
     finally:
         _functorch.set_single_level_autograd_function_allowed(allowed)
 
 
 def differentiable(result: int, a: Tensor, b: Tensor, bias: Tensor | None, form: Form) -> Tensor:
-    """The operator with derivatives where they are wanted: the Autograd kernel of the inner ops."""
+    """The operator on plain tensors with derivatives where they are wanted; no functorch level is active."""
     recorded = torch.is_grad_enabled() and (
         a.requires_grad or b.requires_grad or (bias is not None and bias.requires_grad)
     )
     if recorded or forward_ad._current_level >= 0:
-        return _apply(Contraction, result, a, b, bias, form)
+        output: Tensor = Contraction.apply(result, a, b, bias, form, None)  # type: ignore[attr-defined]
+        return output
     return _contract_below(result, a, b, bias, form)
 
 
 def _autograd_forward(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
-    return differentiable(OUTPUT, input, weight, bias, Form(geometry))
+    return _apply(Contraction, OUTPUT, input, weight, bias, Form(geometry))
 
 
 def _autograd_grad_input(grad_output: Tensor, weight: Tensor, geometry: Geometry, channels_last: bool) -> Tensor:
-    return differentiable(INPUT, grad_output, weight, None, Form(geometry, (), channels_last))
+    return _apply(Contraction, INPUT, grad_output, weight, None, Form(geometry, (), channels_last))
 
 
 def _autograd_grad_weight(
     grad_output: Tensor, input: Tensor, kernel_size: Ints, geometry: Geometry, channels_last: bool
 ) -> Tensor:
-    return differentiable(WEIGHT, grad_output, input, None, Form(geometry, kernel_size, channels_last))
+    return _apply(Contraction, WEIGHT, grad_output, input, None, Form(geometry, kernel_size, channels_last))
 
 
 def _autograd_grad_bias(grad_output: Tensor) -> Tensor:
-    if (torch.is_grad_enabled() and grad_output.requires_grad) or forward_ad._current_level >= 0:
-        return _apply(BiasGradient, grad_output)
-    with _below_autograd():
-        return _grad_bias_op(grad_output)  # type: ignore[no-any-return]
+    return _apply(BiasGradient, grad_output)
 
 
 # ---- vmap: a new index joins the one that the same tensors have --------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 from torch.autograd import forward_ad
@@ -158,3 +160,66 @@ def test_in_place_change_of_a_saved_tensor_is_noticed(backend):
     scaled.mul_(2)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         output.sum().backward()
+
+
+@pytest.mark.parametrize("by_op", (False, True), ids=("function", "op"))
+def test_backward_frees_what_was_saved(backend, by_op):
+    """Also while the output, and with it the node, is still there."""
+    input, weight, _ = CASES[4].tensors(grad=True)
+    scaled = input * 1
+    function = (lambda *t: OPS.conv_transpose2d(*t)) if by_op else convt.conv_transpose2d
+    output = function(scaled, weight)
+    watched = weakref.ref(scaled)
+    del scaled
+    assert watched() is not None
+    output.sum().backward()
+    assert watched() is None
+    assert output.grad_fn is not None
+
+
+@pytest.mark.parametrize("compiler", ("eager", "aot_eager"))
+@pytest.mark.parametrize("dual", ((0,), (1,), (2,), (0, 1, 2)))
+def test_forward_mode_inside_a_graph(backend, compiler, dual):
+    """A compiled graph enters forward mode without telling torch.autograd.forward_ad."""
+    torch._dynamo.reset()
+    problem = CASES[6]
+    primals, tangents = problem.tensors(), problem.tensors(seed=1)
+
+    def directional(*arguments):
+        with forward_ad.dual_level():
+            pairs = zip(arguments[:3], arguments[3:], strict=True)
+            duals = [forward_ad.make_dual(p, t) if n in dual else p for n, (p, t) in enumerate(pairs)]
+            return forward_ad.unpack_dual(OURS[2](*duals, **problem.keywords)).tangent
+
+    compiled = torch.compile(directional, fullgraph=True, backend=compiler)
+    torch.testing.assert_close(compiled(*primals, *tangents), directional(*primals, *tangents))
+
+
+TRANSFORMED = {
+    "vmap": lambda f: lambda x, w, b: torch.vmap(lambda bias: f(x, w, bias))(torch.stack([b, b + 1])),
+    "per-sample gradients": lambda f: (
+        lambda x, w, b: torch.vmap(torch.func.grad(lambda bias: f(x, w, bias).pow(3).sum()))(torch.stack([b, b + 1]))
+    ),
+    "jvp": lambda f: lambda *t: torch.func.jvp(f, t, t)[1],
+    "hessian-vector product": lambda f: (
+        lambda *t: torch.func.jvp(torch.func.grad(lambda *s: f(*s).pow(3).sum(), (0, 1, 2)), t, t)[1]
+    ),
+    "jacfwd": lambda f: torch.func.jacfwd(f, 2),
+    "jacrev": lambda f: torch.func.jacrev(f, 2),
+}
+
+
+@pytest.mark.parametrize("name", TRANSFORMED)
+def test_transforms_inside_a_graph(native, name):
+    torch._dynamo.reset()
+    problem = CASES[6]
+    tensors = problem.tensors()
+    theirs = getattr(torch.nn.functional, f"conv_transpose{problem.rank}d")
+    results = []
+    for function in (OURS[problem.rank], theirs):
+        transformed = TRANSFORMED[name](lambda *t, f=function: f(*t, **problem.keywords))
+        if function is not theirs:
+            transformed = torch.compile(transformed, fullgraph=True, backend="aot_eager")
+        results.append(torch.utils._pytree.tree_leaves(transformed(*tensors)))
+    for actual, expected in zip(*results, strict=True):
+        torch.testing.assert_close(actual, expected)
