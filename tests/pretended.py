@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import torch
 
-from convt import _C, operators, ops
+from convt import _C, eager, operators
 from convt import plan as planning
 from convt.problem import operand
 from reference import conv_transpose
@@ -31,15 +31,14 @@ def gpu(name, capability):
 @contextmanager
 def fresh_plans():
     """No plan from elsewhere, and none is left behind."""
-    caches = (
-        planning.plan, operators._forward_call, operators._grad_input_call, operators._grad_weight_call,
-        operators.joint_backward,
-    )  # fmt: skip
+    caches = planning.plan, operators._forward_call, operators._grad_input_call, operators._grad_weight_call
     for cache in caches:
         cache.cache_clear()
+    _C.forget_plans()
     yield
     for cache in caches:
         cache.cache_clear()
+    _C.forget_plans()
 
 
 def pretend(monkeypatch, device):
@@ -53,7 +52,7 @@ def pretend(monkeypatch, device):
     monkeypatch.setattr(
         operators, "_switches", lambda name, tensor: switches(name, SimpleNamespace(is_cuda=True, dtype=tensor.dtype))
     )
-    for module in (operators, ops):
+    for module in (operators, eager):
         monkeypatch.setattr(module, "operand", located)
 
 
@@ -83,6 +82,12 @@ class Player:
     ran: list[Launch] = field(default_factory=list)
     refuses: dict[str, str] = field(default_factory=dict)  # operator to the reason why no kernel can
     workspace_bytes: int = 0
+    devices: list[int | None] = field(default_factory=list)  # where launches went: Python sees tensors of the CPU
+    streams: list[int | None] = field(default_factory=list)  # the devices whose stream was asked for
+
+    def raw_stream(self, index):
+        self.streams.append(index)
+        return 1000
 
     def cuda_plan(
         self, operator, input, input_strides, weight, weight_strides, bias, output_strides, dtype, precision, *rest
@@ -112,6 +117,7 @@ class Player:
         with ThreadPoolExecutor(1) as thread:
             thread.submit(compute, plan, tensors).result()
         self.ran.append(plan)
+        self.devices.append(device)
 
 
 def compute(plan, tensors):
@@ -142,5 +148,15 @@ def play(monkeypatch):
     pretend(monkeypatch, DEVICE)
     monkeypatch.setattr(_C, "cuda_plan", player.cuda_plan)
     monkeypatch.setattr(_C, "cuda_run", player.cuda_run, raising=False)
-    monkeypatch.setattr(operators, "_raw_stream", lambda index: 1000)
+    monkeypatch.setattr(operators, "_raw_stream", player.raw_stream)
     return player
+
+
+@contextmanager
+def rehearsed(player, index=DEVICE.index):
+    """The eager entry in C takes the CPU's tensors for a GPU's as well, and what it launches reaches the player."""
+    _C.rehearse(index, player.cuda_run, player.raw_stream)
+    try:
+        yield player
+    finally:
+        _C.rehearse(None)

@@ -1,12 +1,8 @@
 #include <nanobind/stl/string.h>
 
-#include <cstring>
-
 #include "binding/bindings.hpp"
-#include "binding/plan_cache.hpp"
-#include "binding/problem.hpp"
-#include "host/isa.hpp"
-#include "host/parallel.hpp"
+#include "binding/plans.hpp"
+#include "binding/torch_calls.hpp"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -15,38 +11,13 @@ namespace convt::binding {
 namespace {
 
 enum Slot { kInput, kWeight, kBias, kStride, kPadding, kOutputPadding, kGroups, kDilation, kSlots };
-constexpr const char* kNames[kSlots] = {"input",   "weight",         "bias",   "stride",
-                                        "padding", "output_padding", "groups", "dilation"};
-constexpr int kRanks = 3;
 
-// Python objects that calls need, filled by `connect` and kept for good: they outlive the interpreter's teardown order.
-struct Connection {
-  PyObject* tensor_type;
-  PyObject* parameter_type;
-  PyObject* full[kRanks];  // convt's Python functions
-  PyObject* aten[kRanks];  // torch.conv_transpose{1,2,3}d
-  PyObject* aten_small[kRanks];  // torch._C._nn.slow_conv_transpose{2,3}d: no oneDNN, no setup; None in 1-D
-  PyObject* resolve;  // (rank, input, weight, bias, ...) -> (plain, recorded, output_size)
-  PyObject* grad_enabled;
-  PyObject* watchers[6];  // callables that return something true when a call must pass the dispatcher
-  int watcher_count;
-  int op_watcher_count;  // the first ones ask for convt's op by name; to the others ATen's is as good
-  PyObject* forward_ad;  // the dictionary that holds _current_level
-  PyObject *current_level, *is_neg, *new_empty;
-  PyObject* requires_grad;  // Tensor's descriptor: asked directly, it costs a third of an attribute look-up
-  descrgetfunc get_requires_grad;
-  PyObject* names[kSlots];
-};
-Connection* connection = nullptr;
-
-// Never destroyed: plans hold Python objects, and the interpreter may end first.
-PlanCache& plans() {
-  static auto* const cache = new PlanCache();
-  return *cache;
-}
-
+// A call of the public functions, or of the inner op, which has the same arguments and is always batched.
 struct Call {
   PyObject* values[kSlots] = {};
+  bool has_bias = false;
+  Numbers numbers;
+  TorchTensor input, weight, bias;
 
   // False when the arguments are not laid out as the signature says; Python then words the error.
   bool parse(PyObject* const* arguments, Py_ssize_t count, PyObject* keywords) {
@@ -57,104 +28,78 @@ struct Call {
       for (Py_ssize_t i = 0; i < named; ++i) {
         PyObject* const name = PyTuple_GetItem(keywords, i);
         int slot = 0;
-        while (slot < kSlots && connection->names[slot] != name) ++slot;
+        while (slot < kSlots && connected().names[slot] != name) ++slot;
         if (slot == kSlots || values[slot]) return false;
         values[slot] = arguments[count + i];
       }
     }
+    has_bias = values[kBias] && values[kBias] != Py_None;
     return values[kInput] && values[kWeight];
   }
+
+  bool parse_numbers(int rank) {
+    numbers.rank = rank;
+    constexpr int slots[4] = {kStride, kPadding, kOutputPadding, kDilation};
+    for (int which = 0; which < 4; ++which) {
+      PyObject* const value = values[slots[which]];
+      std::int64_t one;
+      if (!value) continue;
+      if (integer(value, one)) {
+        for (int axis = 0; axis < rank; ++axis) numbers.lists[which][axis] = one;
+      } else if (!integers(value, rank, numbers.lists[which])) {
+        return false;
+      }
+    }
+    return !values[kGroups] || integer(values[kGroups], numbers.groups);
+  }
+
+  bool tensors_only() const {
+    return is_tensor(values[kInput], true) && is_tensor(values[kWeight], true) &&
+           (!has_bias || is_tensor(values[kBias], true));
+  }
+
+  // Batched tensors of one device and of dtypes that are ours, with elements and storage of their own: wrapped ones read as
+  // null. Whatever is wrong with the others is for Python to explain.
+  bool describe_tensors(int rank) {
+    if (!describe(values[kInput], input) || !describe(values[kWeight], weight)) return false;
+    if (input.device_type == TorchTensor::Place::elsewhere || !beside_input(weight) || !input.supported_dtype ||
+        !weight.supported_dtype || input.rank != rank + 2 || weight.rank != rank + 2 || input.elements() == 0 ||
+        weight.elements() == 0 || !input.data || !weight.data) {
+      return false;
+    }
+    if (!has_bias) return true;
+    return describe(values[kBias], bias) && beside_input(bias) && bias.supported_dtype && bias.rank == 1 &&
+           bias.sizes[0] == weight.sizes[1] * numbers.groups && bias.data;
+  }
+  bool beside_input(const TorchTensor& tensor) const {
+    return tensor.device_type == input.device_type && tensor.device_index == input.device_index;
+  }
+
+  bool any_negated() const {
+    return is_negated(values[kInput]) || is_negated(values[kWeight]) || (has_bias && is_negated(values[kBias]));
+  }
+  bool wants_any_grad() const {
+    return wants_grad(values[kWeight]) || wants_grad(values[kInput]) || (has_bias && wants_grad(values[kBias]));
+  }
+  const TorchTensor* bias_or_null() const { return has_bias ? &bias : nullptr; }
 };
-
-bool integer(PyObject* value, std::int64_t& to) {
-  if (Py_TYPE(value) != &PyLong_Type) return false;
-  to = PyLong_AsLongLong(value);
-  if (to == -1 && PyErr_Occurred()) {
-    PyErr_Clear();
-    return false;
-  }
-  return true;
-}
-
-bool integers(PyObject* value, int rank, std::int64_t standard, std::int64_t* to) {
-  if (!value || Py_TYPE(value) != &PyTuple_Type) {
-    if (value && !integer(value, standard)) return false;
-    for (int axis = 0; axis < rank; ++axis) to[axis] = standard;
-    return true;
-  }
-  if (PyTuple_Size(value) != rank) return false;
-  for (int axis = 0; axis < rank; ++axis) {
-    if (!integer(PyTuple_GetItem(value, axis), to[axis])) return false;
-  }
-  return true;
-}
-
-bool is_tensor(PyObject* value, bool parameter_too) {
-  PyObject* const type = reinterpret_cast<PyObject*>(Py_TYPE(value));
-  return type == connection->tensor_type || (parameter_too && type == connection->parameter_type);
-}
-
-// A true answer, or an error, means no.
-bool is_false(PyObject* owned) {
-  if (!owned) {
-    PyErr_Clear();
-    return false;
-  }
-  const bool answer = owned == Py_False || owned == Py_None || PyObject_IsTrue(owned) == 0;
-  Py_DECREF(owned);
-  return answer;
-}
-
-// None of these wants to see the call pass PyTorch's dispatcher.
-bool unwatched(int begin, int end) {
-  for (int i = begin; i < end; ++i) {
-    if (!is_false(PyObject_CallNoArgs(connection->watchers[i]))) return false;
-  }
-  return true;
-}
-
-bool in_forward_ad() {
-  PyObject* const level = PyDict_GetItemWithError(connection->forward_ad, connection->current_level);
-  std::int64_t value = 0;
-  return !(level && integer(level, value) && value < 0);
-}
-
-bool wants_grad(PyObject* tensor) {
-  return !is_false(
-      connection->get_requires_grad(connection->requires_grad, tensor, reinterpret_cast<PyObject*>(Py_TYPE(tensor))));
-}
-bool is_negated(PyObject* tensor) {
-  PyObject* const method = PyObject_GetAttr(tensor, connection->is_neg);
-  if (!method) {
-    PyErr_Clear();
-    return true;
-  }
-  const bool plain = is_false(PyObject_CallNoArgs(method));
-  Py_DECREF(method);
-  return !plain;
-}
-
-PyObject* call_with(PyObject* function, PyObject* const* arguments, Py_ssize_t count, PyObject* keywords) {
-  return PyObject_Vectorcall(function, arguments, std::size_t(count), keywords);
-}
 
 // slow_conv_transposeNd(input, weight, kernel_size, bias, stride, padding, output_padding, dilation)
 constexpr int kSmallOrder[8] = {kInput, kWeight, kSlots, kBias, kStride, kPadding, kOutputPadding, kDilation};
 
-void keep_small(Plan& plan, int rank, PyObject* const* values, const TorchTensor& weight) {
+void keep_small(Plan& plan, const Call& call) {
   nb::list kernel_size;
   bool square = true;
-  for (int axis = 0; axis < rank; ++axis) {
-    square = square && weight.sizes[axis + 2] == weight.sizes[2];
-    kernel_size.append(weight.sizes[axis + 2]);
+  for (int axis = 2; axis < call.weight.rank; ++axis) {
+    square = square && call.weight.sizes[axis] == call.weight.sizes[2];
+    kernel_size.append(call.weight.sizes[axis]);
   }
-  const nb::object standard[8] = {
-      nb::none(),  nb::none(),  square ? nb::object(nb::int_(weight.sizes[2])) : nb::object(nb::tuple(kernel_size)),
-      nb::none(),  nb::int_(1), nb::int_(0),
-      nb::int_(0), nb::int_(1)};
+  const nb::object size = square ? nb::object(nb::int_(call.weight.sizes[2])) : nb::object(nb::tuple(kernel_size));
+  const nb::object standard[8] = {nb::none(),  nb::none(),  size,        nb::none(),
+                                  nb::int_(1), nb::int_(0), nb::int_(0), nb::int_(1)};
   plan.small_count = 3;
   for (std::size_t i = 0; i < 8; ++i) {
-    PyObject* const given = kSmallOrder[i] == kSlots ? nullptr : values[kSmallOrder[i]];
+    PyObject* const given = kSmallOrder[i] == kSlots ? nullptr : call.values[kSmallOrder[i]];
     if (i >= 3 && given) plan.small_count = i + 1;
     plan.small[i] = given && i > 3 ? nb::borrow(given) : standard[i];
   }
@@ -166,148 +111,177 @@ PyObject* call_small(int rank, const Plan& plan, PyObject* const* values) {
   arguments[0] = values[kInput];
   arguments[1] = values[kWeight];
   if (values[kBias]) arguments[3] = values[kBias];
-  return PyObject_Vectorcall(connection->aten_small[rank - 1], arguments, plan.small_count, nullptr);
+  return PyObject_Vectorcall(connected().aten_small[rank - 1], arguments, plan.small_count, nullptr);
 }
 
 // Asks Python what to do with a problem that it has just computed, and remembers the answer.
-void learn(const Key& key, int rank, PyObject* const* values, const TorchTensor& input, const TorchTensor& weight,
-           const std::int64_t* shared, std::int64_t groups, PyObject* output, std::uint64_t generation) {
-  nb::object answer = nb::borrow(connection->resolve)(
-      rank, nb::handle(values[kInput]), nb::handle(values[kWeight]),
-      values[kBias] ? nb::handle(values[kBias]) : nb::handle(Py_None), nb::make_tuple(shared[0], shared[1], shared[2]),
-      nb::make_tuple(shared[3], shared[4], shared[5]), nb::make_tuple(shared[6], shared[7], shared[8]), groups,
-      nb::make_tuple(shared[9], shared[10], shared[11]));
+void learn(const Key& key, const Call& call, int cast_to, std::uint64_t generation) {
+  const nb::object dtype = cast_to < 0 ? nb::none() : nb::borrow(connected().dtypes[cast_to]);
+  const nb::tuple answer = nb::cast<nb::tuple>(nb::borrow(connected().resolve)(
+      nb::handle(call.values[kInput]), nb::handle(call.values[kWeight]),
+      call.has_bias ? nb::handle(call.values[kBias]) : nb::handle(Py_None), geometry_of(call.numbers), dtype));
   auto plan = std::make_shared<Plan>();
   plan->plain = Route(nb::cast<int>(answer[0]));
   plan->recorded = Route(nb::cast<int>(answer[1]));
-  plan->output_size = nb::tuple(nb::handle(output).attr("shape"));
-  if (plan->recorded == Route::aten_small) keep_small(*plan, rank, values, weight);
-  if (plan->plain == Route::native) {
-    TorchTensor result;
-    if (!read_tensor(output, result)) return;
-    const auto list = [&](int first) { return Integers(shared + first, shared + first + rank); };
-    const Problem problem = problem_of(input.sizes, weight, list(0), list(3), list(6), groups, list(9));
-    // A contiguous result: what new_empty gives.
-    std::int64_t stride = 1;
-    for (int axis = result.rank; axis-- > 0; stride *= result.sizes[axis]) result.strides[axis] = stride;
-    plan->forward =
-        std::make_unique<host::PreparedForward>(problem, input.dtype, view_of(input), view_of(weight), view_of(result));
+  if (plan->recorded == Route::aten_small) keep_small(*plan, call);
+  if (!answer[2].is_none()) {
+    plan->owner[0] =
+        prepare(Operator::forward, nb::cast<nb::tuple>(answer[2]), call.numbers, {&call.input, &call.weight, nullptr});
+    plan->operators[0] = nb::inst_ptr<PreparedOperator>(plan->owner[0]);
+    plan->form = answer[3];
   }
   plans().insert(key, std::move(plan), generation);
 }
 
-PyObject* run_native(const Plan& plan, PyObject* input_object, const TorchTensor& input, const TorchTensor& weight,
-                     const TorchTensor* bias) {
-  PyObject* arguments[2] = {input_object, plan.output_size.ptr()};
-  PyObject* const output = PyObject_VectorcallMethod(connection->new_empty, arguments, 2, nullptr);
-  if (!output) return nullptr;
-  TorchTensor result;
-  if (!read_tensor(output, result)) {
-    Py_DECREF(output);
-    PyErr_SetString(PyExc_RuntimeError, "convt: torch returned a result that cannot be described");
-    return nullptr;
-  }
-  host::TensorView bias_view;
-  if (bias) bias_view = channel_view(*bias);
-  try {
-    if (plan.forward->is_tiny()) {
-      plan.forward->run(input.data, weight.data, bias ? &bias_view : nullptr, result.data);
-    } else {
-      nb::gil_scoped_release release;
-      plan.forward->run(input.data, weight.data, bias ? &bias_view : nullptr, result.data);
-    }
-  } catch (const std::bad_alloc&) {
-    Py_DECREF(output);
-    PyErr_SetString(PyExc_MemoryError,
-                    "convt: not enough memory for the packed filter and the patches of this transposed convolution");
-    return nullptr;
-  }
-  return output;
+PyObject* record(const Plan& plan, PyObject* const* values) {
+  PyObject* arguments[5] = {plan.owner[0].ptr(), plan.form.ptr(), values[kInput], values[kWeight],
+                            values[kBias] ? values[kBias] : Py_None};
+  return PyObject_Vectorcall(connected().record, arguments, 5, nullptr);
 }
 
-PyObject* answer(int rank, PyObject* const* arguments, Py_ssize_t count, PyObject* keywords) {
-  const auto in_python = [&] { return call_with(connection->full[rank - 1], arguments, count, keywords); };
-  Call call;
-  TorchTensor input, weight, bias;
-  Key key;
-  std::int64_t shared[12] = {}, groups = 1;
-  if (!call.parse(arguments, count, keywords)) return in_python();
-  PyObject* const* const values = call.values;
-  const bool has_bias = values[kBias] && values[kBias] != Py_None;
-  if (!is_tensor(values[kInput], false) || !is_tensor(values[kWeight], true) ||
-      (has_bias && !is_tensor(values[kBias], true)) ||
-      !unwatched(connection->op_watcher_count, connection->watcher_count) || in_forward_ad() ||
-      !integers(values[kStride], rank, 1, shared) || !integers(values[kPadding], rank, 0, shared + 3) ||
-      !integers(values[kOutputPadding], rank, 0, shared + 6) || !integers(values[kDilation], rank, 1, shared + 9) ||
-      (values[kGroups] && !integer(values[kGroups], groups)) || !read_tensor(values[kInput], input) ||
-      !read_tensor(values[kWeight], weight) || (has_bias && !read_tensor(values[kBias], bias))) {
-    return in_python();
-  }
-  if (!input.on_cpu || !weight.on_cpu || !input.supported_dtype || weight.dtype != input.dtype ||
-      !weight.supported_dtype || input.rank != rank + 2 || weight.rank != rank + 2 || input.elements() == 0 ||
-      weight.elements() == 0) {
-    return in_python();
-  }
-  // A bias that is wrong in any way is for Python to explain.
-  if (has_bias && (!bias.on_cpu || !bias.supported_dtype || bias.dtype != input.dtype || bias.rank != 1 ||
-                   bias.sizes[0] != weight.sizes[1] * groups)) {
-    return in_python();
-  }
-  // Wrapped tensors without storage of their own read as null.
-  if (!input.data || !weight.data || (has_bias && !bias.data)) return in_python();
+// function: conv_transposeNd itself. op: the inner op as the dispatcher calls it, where whoever watches has seen it and
+// autocast is dealt with. graph: the inner op in compiled code, which passes the dispatcher only when somebody watches.
+enum class Entry { function, op, graph };
 
-  std::int64_t* word = key.words.data();
-  *word++ = rank | int(input.dtype) << 4 | int(has_bias) << 8;
-  *word++ = host::num_threads();
-  *word++ = groups;
-  *word++ = std::int64_t(reinterpret_cast<std::uintptr_t>(&host::kernels()));
-  std::memcpy(word, shared, sizeof shared);
-  word += 12;
-  for (const TorchTensor* tensor : {&input, &weight}) {
-    for (int axis = 0; axis < tensor->rank; ++axis) *word++ = tensor->sizes[axis];
-    for (int axis = 0; axis < tensor->rank; ++axis) *word++ = tensor->strides[axis];
+PyObject* answer(Entry entry, int rank, PyObject* const* arguments, Py_ssize_t count, PyObject* keywords);
+
+// The same call with its tensors as autocast wants them.
+PyObject* answer_cast(int rank, const Call& call, int dtype) {
+  PyObject* values[kSlots];
+  PyObject* names[kSlots];
+  Owned cast[3] = {Owned(nullptr), Owned(nullptr), Owned(nullptr)};
+  const TorchTensor* const tensors[3] = {&call.input, &call.weight, &call.bias};
+  Py_ssize_t count = 0;
+  for (int slot = 0; slot < kSlots; ++slot) {
+    if (!call.values[slot]) continue;
+    values[count] = call.values[slot];
+    names[count] = connected().names[slot];
+    const bool is_tensor = slot < kBias || (slot == kBias && call.has_bias);
+    if (is_tensor && tensors[slot]->dtype != host::DType(dtype)) {
+      PyObject* to[2] = {call.values[slot], connected().dtypes[dtype]};
+      cast[slot].object = PyObject_VectorcallMethod(connected().to, to, 2, nullptr);
+      if (!cast[slot]) return nullptr;
+      values[count] = cast[slot].object;
+    }
+    ++count;
   }
-  const std::shared_ptr<const Plan> plan = plans().find(key);
+  const Owned keywords(PyTuple_New(count - 2));
+  if (!keywords) return nullptr;
+  for (Py_ssize_t at = 2; at < count; ++at) {
+    Py_INCREF(names[at]);
+    PyTuple_SetItem(keywords.object, at - 2, names[at]);
+  }
+  return answer(Entry::function, rank, values, 2, keywords.object);
+}
+
+PyObject* answer(Entry entry, int rank, PyObject* const* arguments, Py_ssize_t count, PyObject* keywords) {
+  const Connection& torch = connected();
+  const auto in_python = [&] {
+    PyObject* const otherwise = entry == Entry::function ? torch.full[rank - 1]
+                                : entry == Entry::op     ? torch.inner[0]
+                                                         : torch.overloads[0];
+    return PyObject_Vectorcall(otherwise, arguments, std::size_t(count), keywords);
+  };
+  Call call;
+  if (!call.parse(arguments, count, keywords) || !call.tensors_only() ||
+      !unwatched(torch.op_watcher_count, torch.watcher_count) || in_forward_ad() || !call.parse_numbers(rank) ||
+      !call.describe_tensors(rank)) {
+    return in_python();
+  }
+  int cast_to = -1;
+  if (entry == Entry::function) {
+    bool known = true;
+    if (const auto dtype = autocast_dtype(call.input, known)) cast_to = int(*dtype);
+    if (!known) return in_python();
+  }
+  const auto dtype_of = [&](const TorchTensor& tensor) {
+    return cast_to < 0 || tensor.dtype == DType::float64 ? tensor.dtype : DType(cast_to);
+  };
+  if (dtype_of(call.weight) != dtype_of(call.input) || (call.has_bias && dtype_of(call.bias) != dtype_of(call.input))) {
+    return in_python();
+  }
+  const Key key = key_of({.question = Question::forward,
+                          .numbers = call.numbers,
+                          .tensors = {&call.input, &call.weight},
+                          .bias = call.bias_or_null(),
+                          .cast_to = cast_to});
+  const Plans::Found plan = plans().find(key);
   if (!plan) {
     const std::uint64_t generation = plans().generation();
     PyObject* const output = in_python();
-    if (!output) return nullptr;
+    if (!output || entry == Entry::graph) return output;   // the dispatcher has asked the op, which has learned
     try {
-      learn(key, rank, values, input, weight, shared, groups, output, generation);
+      learn(key, call, cast_to, generation);
     } catch (nb::python_error& error) {
       // The result stands; the next call asks again.
       error.discard_as_unraisable("convt: planning a transposed convolution");
     }
     return output;
   }
-  const bool recorded =
-      !is_false(PyObject_CallNoArgs(connection->grad_enabled)) &&
-      (wants_grad(values[kWeight]) || wants_grad(values[kInput]) || (has_bias && wants_grad(values[kBias])));
-  switch (recorded ? plan->recorded : plan->plain) {
-    case Route::native:
-      if (!unwatched(0, connection->op_watcher_count)) return in_python();
-      if (is_negated(values[kInput]) || is_negated(values[kWeight]) || (has_bias && is_negated(values[kBias])))
-        return in_python();
-      return run_native(*plan, values[kInput], input, weight, has_bias ? &bias : nullptr);
+  const bool recorded = ask(torch.grad_enabled) && call.wants_any_grad();
+  // The inner op has no node in C, and a profiler wants to be told who computes it.
+  if (entry != Entry::function && (recorded || !unwatched(0, torch.op_watcher_count))) return in_python();
+  const Route route = recorded ? plan->recorded : plan->plain;
+  switch (route) {
+    case Route::prepared:
+      if (!unwatched(0, torch.op_watcher_count) || call.any_negated()) return in_python();
+      if (recorded) return record(*plan, call.values);
+      return run(*plan->operators[0], call.values[kInput], call.values[kWeight],
+                 call.has_bias ? call.values[kBias] : nullptr, call.input, call.weight, call.bias_or_null());
     case Route::aten:
-      return call_with(connection->aten[rank - 1], arguments, count, keywords);
+      if (entry != Entry::function && ask(torch.any_autocast)) return in_python();   // ATen's function would obey it
+      return PyObject_Vectorcall(torch.aten[rank - 1], arguments, std::size_t(count), keywords);
     case Route::aten_small:
-      return call_small(rank, *plan, values);
+      return call_small(rank, *plan, call.values);
+    case Route::cast:
+      return unwatched(0, torch.op_watcher_count) ? answer_cast(rank, call, cast_to) : in_python();
     default:
       return in_python();
   }
 }
 
-template <int Rank>
-PyObject* conv_transpose(PyObject*, PyObject* const* arguments, Py_ssize_t count, PyObject* keywords) {
+template <class Answer>
+PyObject* guarded(Answer&& answer) {
   try {
-    return answer(Rank, arguments, count, keywords);
+    return answer();
   } catch (nb::python_error& error) {
     error.restore();
   } catch (const std::exception& error) {
     PyErr_SetString(PyExc_RuntimeError, error.what());
   }
   return nullptr;
+}
+
+Py_ssize_t rank_of(PyObject* list) {
+  return PyList_Check(list) ? PyList_Size(list) : PyTuple_Check(list) ? PyTuple_Size(list) : 0;
+}
+
+template <int Rank>
+PyObject* conv_transpose(PyObject*, PyObject* const* arguments, Py_ssize_t count, PyObject* keywords) {
+  return guarded([&] { return answer(Entry::function, Rank, arguments, count, keywords); });
+}
+
+// The rank is that of the stride.
+template <Entry entry>
+PyObject* forward_op(PyObject*, PyObject* const* arguments, Py_ssize_t count, PyObject* keywords) {
+  return guarded([&]() -> PyObject* {
+    const Py_ssize_t rank = count > kStride ? rank_of(arguments[kStride]) : 0;
+    if (rank < 1 || rank > kRanks) {
+      PyObject* const otherwise = entry == Entry::op ? connected().inner[0] : connected().overloads[0];
+      return PyObject_Vectorcall(otherwise, arguments, std::size_t(count), keywords);
+    }
+    return answer(entry, int(rank), arguments, count, keywords);
+  });
+}
+
+PyMethodDef method_of(const char* name, PyObject* (*function)(PyObject*, PyObject* const*, Py_ssize_t, PyObject*),
+                      const char* documentation) {
+  return {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(function)), METH_FASTCALL | METH_KEYWORDS,
+          documentation};
+}
+
+nb::object c_function(PyMethodDef& method) {
+  return nb::steal(PyCFunction_NewEx(&method, nullptr, nb::str("convt").ptr()));
 }
 
 // The C function that stands in for a Python function of the same signature, with its documentation.
@@ -317,41 +291,13 @@ nb::object stand_in() {
   static const std::string name = "conv_transpose" + std::to_string(Rank) + "d";
   static const std::string documentation =
       name + "(input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1)\n--\n\n" +
-      nb::cast<std::string>(nb::str(nb::handle(connection->full[Rank - 1]).attr("__doc__")));
-  static PyMethodDef method = {name.c_str(),
-                               reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&conv_transpose<Rank>)),
-                               METH_FASTCALL | METH_KEYWORDS, documentation.c_str()};
-  return nb::steal(PyCFunction_NewEx(&method, nullptr, nb::str("convt").ptr()));
+      nb::cast<std::string>(nb::str(nb::handle(connected().full[Rank - 1]).attr("__doc__")));
+  static PyMethodDef method = method_of(name.c_str(), &conv_transpose<Rank>, documentation.c_str());
+  return c_function(method);
 }
 
-nb::tuple connect(nb::dict from) {
-  auto* const made = new Connection{};
-  const auto keep = [&](const char* name) { return nb::object(from[name]).release().ptr(); };
-  const auto intern = [](const char* name) { return PyUnicode_InternFromString(name); };
-  made->tensor_type = keep("tensor_type");
-  made->parameter_type = keep("parameter_type");
-  nb::tuple full = from["full"], aten = from["aten"], aten_small = from["aten_small"], watchers = from["watchers"];
-  for (int i = 0; i < kRanks; ++i) {
-    made->full[i] = nb::object(full[i]).release().ptr();
-    made->aten[i] = nb::object(aten[i]).release().ptr();
-    made->aten_small[i] = nb::object(aten_small[i]).release().ptr();
-  }
-  made->watcher_count = int(watchers.size());
-  if (watchers.size() > std::size(made->watchers)) throw nb::value_error("too many watchers");
-  for (int i = 0; i < made->watcher_count; ++i) made->watchers[i] = nb::object(watchers[i]).release().ptr();
-  made->op_watcher_count = nb::cast<int>(from["op_watchers"]);
-  made->resolve = keep("resolve");
-  made->grad_enabled = keep("grad_enabled");
-  made->forward_ad = keep("forward_ad");
-  made->current_level = intern("_current_level");
-  made->requires_grad = keep("requires_grad");
-  made->get_requires_grad =
-      reinterpret_cast<descrgetfunc>(PyType_GetSlot(Py_TYPE(made->requires_grad), Py_tp_descr_get));
-  if (!made->get_requires_grad) throw nb::type_error("requires_grad must be a descriptor");
-  made->is_neg = intern("is_neg");
-  made->new_empty = intern("new_empty");
-  for (int slot = 0; slot < kSlots; ++slot) made->names[slot] = intern(kNames[slot]);
-  connection = made;
+nb::tuple connect(const nb::dict& from) {
+  set_connection(from);
   return nb::make_tuple(stand_in<1>(), stand_in<2>(), stand_in<3>());
 }
 
@@ -361,8 +307,30 @@ void bind_eager(nb::module_& module) {
   module.def(
       "connect", &connect, "objects"_a,
       "Hands over the Python objects that the eager entry needs; returns conv_transpose{1,2,3}d as C functions.");
+  static PyMethodDef op = method_of("forward", &forward_op<Entry::op>, "An inner op as the dispatcher calls it.");
+  module.attr("forward_op") = c_function(op);
+  static PyMethodDef in_graph =
+      method_of("forward", &forward_op<Entry::graph>, "An inner op for compiled code: the dispatcher's turn is taken.");
+  module.attr("forward_in_graph") = c_function(in_graph);
+  module.def("forget_plans", [] { plans().clear(); }, "Drops what the eager entry has learned.");
   module.def(
-      "forget_plans", [] { plans().clear(); }, "Drops what the eager entry has learned, after a change of settings.");
+      "obey", [](std::int64_t settings) { plans().obey(settings); }, "settings"_a,
+      "Names the settings that hold from now on: plans made under one name are used under no other.");
+  module.def(
+      "plan_cache", [] { return nb::make_tuple(plans().size(), plans().capacity()); },
+      "How many plans the eager entry holds, and how many it may hold.");
+  module.def(
+      "rehearse",
+      [](nb::object device, nb::object launch, nb::object raw_stream) {
+        plans().clear();
+        if (device.is_none()) return end_rehearsal();
+        rehearse({nb::cast<int>(device), launch.release().ptr(), raw_stream.release().ptr()});
+      },
+      "device"_a.none(), "launch"_a.none() = nb::none(), "raw_stream"_a.none() = nb::none(),
+      "For tests: tensors of the CPU count as those of GPU `device` in the eager entry, and launch is called in place "
+      "of "
+      "cuda_run. None ends it.");
+  bind_inner(module);
 }
 
 }  // namespace convt::binding

@@ -14,7 +14,7 @@ constexpr double kMaxPhases = 1 << 20;
 TorchTensor host_tensor(nb::handle tensor, const char* name) {
   TorchTensor read;
   if (!read_tensor(tensor.ptr(), read)) fail(std::string(name) + " is not a strided tensor of at most 5 axes");
-  if (!read.on_cpu) fail(std::string(name) + " is not on the CPU");
+  if (!read.on_cpu()) fail(std::string(name) + " is not on the CPU");
   if (!read.supported_dtype) fail(std::string(name) + " must be float32, float64, bfloat16 or float16");
   return read;
 }

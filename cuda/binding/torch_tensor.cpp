@@ -32,7 +32,7 @@ struct ExchangeTable {
   void* current_stream;
 };
 
-constexpr std::int32_t kCpu = 1;
+constexpr std::int32_t kCpu = 1, kCuda = 2;
 constexpr std::uint8_t kFloat = 2, kBFloat = 4;
 
 const ExchangeTable* exchange_table() {
@@ -58,7 +58,11 @@ bool read_through_table(PyObject* tensor, const ExchangeTable& table, TorchTenso
   }
   if (from.rank > kMaxRank || from.type_lanes != 1) return false;
   to.data = static_cast<char*>(from.data) + from.byte_offset;
-  to.on_cpu = from.device_type == kCpu;
+  using Place = TorchTensor::Place;
+  to.place(from.device_type == kCpu    ? Place::cpu
+           : from.device_type == kCuda ? Place::cuda
+                                       : Place::elsewhere,
+           from.device_id);
   to.rank = from.rank;
   for (int axis = 0; axis < from.rank; ++axis) {
     to.sizes[axis] = from.sizes[axis];
@@ -89,9 +93,17 @@ bool read_through_attributes(nb::handle tensor, TorchTensor& to) {
     to.strides[axis] = nb::cast<std::int64_t>(strides[axis]);
   }
   to.data = reinterpret_cast<void*>(nb::cast<std::uintptr_t>(tensor.attr("data_ptr")()));
-  to.on_cpu = nb::cast<bool>(tensor.attr("is_cpu"));
-  const nb::object type = tensor.attr("dtype");
-  const nb::str name{nb::handle(type)};   // of a handle: str() converts; of an object it would only cast
+  using Place = TorchTensor::Place;
+  const nb::object device = tensor.attr("device");
+  const nb::object type_of_device = device.attr("type");
+  const nb::str type{nb::handle(type_of_device)};
+  const std::string_view name_of_type = type.c_str();
+  to.place(name_of_type == "cpu"    ? Place::cpu
+           : name_of_type == "cuda" ? Place::cuda
+                                    : Place::elsewhere,
+           device.attr("index").is_none() ? 0 : nb::cast<int>(device.attr("index")));
+  const nb::object dtype_object = tensor.attr("dtype");
+  const nb::str name{nb::handle(dtype_object)};   // of a handle: str() converts; of an object it would only cast
   const std::string_view dtype = name.c_str();
   to.supported_dtype = true;
   if (dtype == "torch.float32") {

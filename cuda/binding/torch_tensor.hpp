@@ -13,13 +13,20 @@ inline constexpr int kMaxRank = 5;
 // What a torch tensor says of itself, without a torch header.
 struct TorchTensor {
   void* data = nullptr;
-  bool on_cpu = false;
+  enum class Place : int { cpu, cuda, elsewhere } device_type = Place::elsewhere;
+  int device_index = 0;
   bool supported_dtype = false;     // one of host::DType
   host::DType dtype = host::DType::float32;
   int rank = 0;
   std::int64_t sizes[kMaxRank] = {};
   std::int64_t strides[kMaxRank] = {};
 
+  bool on_cpu() const { return device_type == Place::cpu; }
+  bool on_cuda() const { return device_type == Place::cuda; }
+  void place(Place type, int index) {
+    device_type = type;
+    device_index = index;
+  }
   std::int64_t elements() const {
     std::int64_t count = 1;
     for (int axis = 0; axis < rank; ++axis) count *= sizes[axis];

@@ -10,6 +10,7 @@ from . import (
     ops,
     plan,
     problem,
+    recorded,
     sharding,  # noqa: F401 - nothing to call: DTensor's rules, which wait for somebody to import DTensors
     tracing,
 )
@@ -18,7 +19,7 @@ from .functional import conv_transpose1d, conv_transpose2d, conv_transpose3d
 from .settings import backend, current_backend, current_precision, precision
 from .tuning import tune
 
-tracing.run_as_they_are(eager, heuristics, operators, ops, plan, problem)
+tracing.run_as_they_are(eager, heuristics, operators, ops, plan, problem, recorded)
 
 __version__: str = _C.build_info()["version"]
 

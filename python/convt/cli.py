@@ -100,7 +100,9 @@ def _add_benches(commands: Any) -> None:
         _add_suite(suites.add_parser(suite, help=what), suite)
     _add_table_and_roofline(suites)
     overhead = suites.add_parser("overhead", help="nanoseconds per call on one element")
-    overhead.add_argument("--quick", action="store_true", help="a tenth of the repeats: numbers are rough")
+    overhead.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    overhead.add_argument("--backend", choices=BACKENDS, default="auto")
+    overhead.add_argument("--quick", action="store_true", help="few repeats, nothing compiled: numbers are rough")
     overhead.add_argument("--out", type=Path, help="append JSON lines to this file")
     overhead.set_defaults(run=_bench_overhead)
 
@@ -181,10 +183,10 @@ def _add_table_and_roofline(suites: Any) -> None:
     table.add_argument("results", nargs="*", type=Path, help="files that --out wrote")
     table.add_argument(
         "--kind",
-        choices=("layers", "training", "means", "torch", "facts"),
+        choices=("layers", "training", "means", "torch", "facts", "overhead"),
         default="layers",
         help="a row per problem (the default), the same for forward and backward with losses first, geometric means, "
-        "PyTorch's settings, or the machine",
+        "PyTorch's settings, the machine, or what calls cost",
     )
     table.add_argument(
         "--filter", nargs="+", default=[], metavar="WORD", help="only these directions, precisions, layouts, problems"
@@ -320,14 +322,14 @@ def _bench_table(options: argparse.Namespace) -> int:
     for document in options.update:
         print(f"{document}: {'written' if tables.update(document) else 'unchanged'}")
     if options.results:
-        print(tables.KINDS[options.kind](tables.read(options.results, options.filter)))
+        print(tables.made(options))
     return 0
 
 
 def _bench_overhead(options: argparse.Namespace) -> int:
     from convt.bench import overhead
 
-    return overhead.run(quick=options.quick, out=options.out)
+    return overhead.run(device=options.device, backend=options.backend, quick=options.quick, out=options.out)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

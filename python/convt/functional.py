@@ -15,10 +15,11 @@ from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 from torch.nn import Parameter
 
-from . import _C, operators, settings
+from . import inductor, operators
 from .eager import entry
-from .ops import OUTPUT, PUBLIC, Form, differentiable
+from .ops import KERNELS, OUTPUT, OVERLOADS, PUBLIC, Form, differentiable
 from .problem import LARGEST, Geometry, Ints
+from .recorded import record
 
 _is_tensor_like: Callable[[object], bool] = torch.overrides.is_tensor_like
 _PLAIN = frozenset((Tensor, Parameter))
@@ -175,5 +176,35 @@ def _conv_transpose3d(
     return _conv_transpose(3, input, weight, bias, stride, padding, output_padding, groups, dilation)
 
 
-conv_transpose1d, conv_transpose2d, conv_transpose3d = entry(_conv_transpose1d, _conv_transpose2d, _conv_transpose3d)
-settings.observers.append(_C.forget_plans)
+def _traced(rank: int) -> Callable[..., Tensor]:
+    """What torch.compile traces in place of a C function: the op at once, which checks for itself.
+
+    Every function and global on the way to it would be a guard, asked on every call of the compiled code.
+    """
+    op = PUBLIC[rank]
+
+    def conv_transpose(
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        stride: int | Sequence[int] = 1,
+        padding: int | Sequence[int] = 0,
+        output_padding: int | Sequence[int] = 0,
+        groups: int = 1,
+        dilation: int | Sequence[int] = 1,
+    ) -> Tensor:
+        lists = [(value,) if type(value) is int else value for value in (stride, padding, output_padding, dilation)]
+        return op(input, weight, bias, lists[0], lists[1], lists[2], groups, lists[3])
+
+    return conv_transpose
+
+
+conv_transpose1d, conv_transpose2d, conv_transpose3d = entry(
+    (_conv_transpose1d, _conv_transpose2d, _conv_transpose3d),
+    (_traced(1), _traced(2), _traced(3)),
+    KERNELS,
+    OVERLOADS,
+    record,
+    Form,
+)
+inductor.lower()

@@ -329,26 +329,6 @@ def _needs_float32(problem: Problem, input: Tensor) -> bool:
     return not (sound and min(problem.input) >= 8)
 
 
-@lru_cache(maxsize=4096)
-def joint_backward(input: OperandKey, weight: OperandKey, geometry: Geometry, backend: str) -> tuple[Any, ...] | None:
-    """ATen's arguments for both gradients in one call, where they need no second look; None elsewhere.
-
-    Looked up with the forward: after a backward pass of milliseconds Python runs from cold caches, and every line that
-    stands between autograd and ATen costs several times what it does in a loop.
-    """
-    head = Operand(*input)
-    problem, channels_last = check_forward(input, weight, None, geometry)
-    if channels_last or problem.batch == 0 or head.dtype not in (torch.float32, torch.float64):
-        return None
-    if head.device.type != "cpu":  # cuDNN has to hear of convt.precision
-        return None
-    names = ("grad_input", "grad_weight")
-    if any(plan(problem, name, head.dtype, head.device, False, backend).backend != "aten" for name in names):
-        return None
-    stride, padding, output_padding, groups, dilation = geometry
-    return stride, padding, dilation, True, output_padding, groups, (True, True, False)
-
-
 def is_atens(
     input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, recorded: bool | None = None
 ) -> bool:
@@ -356,17 +336,24 @@ def is_atens(
 
     Its own autograd node then runs the backward, without a line of Python between autograd and cuDNN.
     """
-    if settings._backend != "auto" or settings.precision_differs() or any(settings._kernels.values()):
-        return False
-    if forward_ad._current_level >= 0:
+    if settings._backend != "auto" or forward_ad._current_level >= 0:
         return False
     if recorded is None:
         recorded = torch.is_grad_enabled() and (
             input.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
         )
-    precision = settings.current_precision() if input.dtype is torch.float32 else "ieee"
     keys = operand(input), operand(weight), None if bias is None else operand(bias)
-    return _is_atens(*keys, geometry, precision, recorded)
+    return leaves_to_aten(*keys, geometry, recorded)
+
+
+def leaves_to_aten(
+    input: OperandKey, weight: OperandKey, bias: OperandKey | None, geometry: Geometry, recorded: bool
+) -> bool:
+    """The same of tensors like these on a GPU, under the switches of this moment."""
+    if settings._backend != "auto" or settings.precision_differs() or any(settings._kernels.values()):
+        return False
+    precision = settings.current_precision() if input[2] is torch.float32 else "ieee"
+    return _is_atens(input, weight, bias, geometry, precision, recorded)
 
 
 @lru_cache(maxsize=4096)
@@ -391,11 +378,22 @@ def gradients(
     to_input = _grad_input_call(*keys[:2], geometry, channels_last, *_switches("grad_input", input))
     switches = _switches("grad_weight", input)
     to_weight = _grad_weight_call(keys[0], keys[2], kernel_size, geometry, channels_last, *switches)
-    if to_input.native or to_weight.native or to_input.empty or _needs_float32(to_weight.problem, input):
+    if not _is_joint(to_input, to_weight, input):
         return (
             _grad_input(to_input, grad_output, weight, geometry),
             _grad_weight(to_weight, grad_output, input, geometry),
         )
+    return _gradients(to_input, to_weight, grad_output, input, weight, geometry)
+
+
+def _is_joint(to_input: Call, to_weight: Call, input: Tensor) -> bool:
+    """Whether ATen computes both gradients, and in one call."""
+    return not (to_input.native or to_weight.native or to_input.empty or _needs_float32(to_weight.problem, input))
+
+
+def _gradients(
+    to_input: Call, to_weight: Call, grad_output: Tensor, input: Tensor, weight: Tensor, geometry: Geometry
+) -> tuple[Tensor, Tensor]:
     stride, padding, output_padding, groups, dilation = geometry
     shared = stride, padding, dilation, True, output_padding, groups, (True, True, False)
     results = _aten(_convolution_backward, grad_output, input, weight, None, *shared)

@@ -26,14 +26,13 @@ from torch.autograd import forward_ad
 from torch.autograd.function import Function, _SingleLevelFunction
 from torch.compiler import is_dynamo_compiling
 
-from . import operators, settings, tracing
-from .problem import Geometry, Ints, forward_problem, operand
+from . import _C, operators, tracing
+from .problem import Geometry, Ints, forward_problem
 
 _functorch = torch._C._functorch
 _functorch_active = torch._C._are_functorch_transforms_active
 _any_autocast = torch._C._is_any_autocast_enabled
 _below_autograd = torch._C._AutoDispatchBelowAutograd
-_convolution_backward: Any = torch.ops.aten.convolution_backward.default
 _dispatch_keys = torch._C._dispatch_keys
 _raw: Callable[[Any], int | str] = getattr(torch._C.DispatchKeySet, "raw_repr", repr)  # older PyTorch has none
 _dispatch_modes = torch._C._len_torch_dispatch_stack
@@ -83,6 +82,7 @@ _grad_input_op = torch.ops.convt.grad_input.default
 _grad_weight_op = torch.ops.convt.grad_weight.default
 _grad_bias_op = torch.ops.convt.grad_bias.default
 tracing.call_as_they_are(_forward_op, _grad_input_op, _grad_weight_op, _grad_bias_op)
+OVERLOADS = _forward_op, _grad_input_op, _grad_weight_op
 PUBLIC: dict[int, Callable[..., Tensor]] = {n: getattr(torch.ops.convt, f"conv_transpose{n}d") for n in (1, 2, 3)}
 
 
@@ -161,28 +161,24 @@ class Contraction(_Node):
             ctx.save_for_forward(a, b)
         ctx.result = result
         ctx.form = form
-        ctx.joint = None
         if not modes:
-            both = result == OUTPUT and a.is_cpu and all(ctx.needs_input_grad[1:3])
-            if both and _skips_dispatch(a, b):  # elsewhere there is nothing to look up
-                backend = ctx.backend = settings.current_backend()
-                ctx.joint = operators.joint_backward(operand(a), operand(b), form.geometry, backend)
             return _contract_below(result, a, b, bias, form)
         with torch.set_grad_enabled(modes[0]), forward_ad._set_fwd_grad_enabled(modes[1]):
             return _contract_below(result, a, b, bias, form)
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
-        saved = ctx.saved_tensors
+        return Contraction.transpose(ctx, cotangent, ctx.saved_tensors)
+
+    @staticmethod
+    def transpose(ctx: Any, cotangent: Tensor, saved: tuple[Tensor, Tensor]) -> tuple[Tensor | None, ...]:
+        """backward, with the saved tensors unpacked: hooks may count how often they are."""
         nested = (  # compiled autograd traces this
             is_dynamo_compiling() or torch.is_grad_enabled() or forward_ad._current_level >= 0 or _functorch_active()
         )
         bias = _grad_bias_op(cotangent) if ctx.needs_input_grad[3] else None
         both = not nested and ctx.result == OUTPUT and all(ctx.needs_input_grad[1:3])
         both = both and _skips_dispatch(cotangent, *saved)
-        if both and ctx.joint is not None and ctx.backend == settings.current_backend() and not _any_autocast():
-            input, weight, _ = _convolution_backward(cotangent, *saved, None, *ctx.joint)
-            return None, input.contiguous(), weight.contiguous(), bias, None, None
         slots = _OPERANDS[ctx.result]
         tensors = {slots[0]: saved[0], slots[1]: saved[1], ctx.result: cotangent}
         kernel_size = tensors[WEIGHT].shape[2:] if WEIGHT in slots else ()
@@ -476,18 +472,25 @@ for _n in (1, 2, 3):
     for _key in ("CompositeImplicitAutograd", "FuncTorchBatched"):
         _library.impl(f"conv_transpose{_n}d", _public(_n), _key)
 
+# The Autograd kernels in Python, which those in C call for everything but plain tensors of a known problem.
+KERNELS = (
+    _gathered(_autograd_forward, 3),
+    _gathered(_autograd_grad_input, 2),
+    _gathered(_autograd_grad_weight, 3),
+)
+
 for _operator, _head, _autograd, _vmap in (
-    ("forward", 3, _autograd_forward, _vmap_forward),
-    ("grad_input", 2, _autograd_grad_input, _vmap_grad_input),
-    ("grad_weight", 3, _autograd_grad_weight, _vmap_grad_weight),
+    ("forward", 3, _C.forward_op, _vmap_forward),
+    ("grad_input", 2, _C.grad_input_op, _vmap_grad_input),
+    ("grad_weight", 3, _C.grad_weight_op, _vmap_grad_weight),
     ("grad_bias", None, _autograd_grad_bias, _vmap_grad_bias),
 ):
-    _kernels: list[Any] = [getattr(operators, _operator), _autograd, getattr(operators, f"fake_{_operator}")]
+    _kernels: list[Any] = [getattr(operators, _operator), getattr(operators, f"fake_{_operator}")]
     if _head is not None:
         _kernels = [_gathered(_kernel, _head) for _kernel in _kernels]
     # Every backend, not only CPU and CUDA: the plan says what may run where, and ATen runs everywhere.
     _library.impl(_operator, _kernels[0], "CompositeExplicitAutograd")
-    _library.impl(_operator, _kernels[1], "Autograd")
-    torch.library.register_fake(f"convt::{_operator}", _kernels[2], lib=_library)
+    _library.impl(_operator, _autograd, "Autograd")
+    torch.library.register_fake(f"convt::{_operator}", _kernels[1], lib=_library)
     if hasattr(torch.library, "register_vmap"):
         torch.library.register_vmap(f"convt::{_operator}", _vmap, lib=_library)

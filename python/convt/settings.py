@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ContextDecorator, contextmanager
+from functools import partial
 from types import TracebackType
 
 import torch
@@ -23,7 +24,7 @@ KERNELS = ("implicit_gemm", "depthwise", "simt")  # families of CUDA kernels; th
 
 _Kind = type[BaseException] | None
 
-# Called after every change of the backend: caches of the choice that live outside this package's own.
+# Called after every change of these switches: caches of the choice that live outside this package's own.
 observers: list[Callable[[], None]] = []
 
 _backend = "auto"
@@ -81,11 +82,13 @@ class precision(ContextDecorator):
         refuse_in_a_graph("convt.precision")
         self._previous.append(_precision)
         _precision = self.name
+        _changed()
         return self
 
     def __exit__(self, kind: _Kind, error: BaseException | None, trace: TracebackType | None) -> None:
         global _precision
         _precision = self._previous.pop()
+        _changed()
 
 
 class forced_kernel(ContextDecorator):
@@ -116,18 +119,29 @@ class forced_kernel(ContextDecorator):
         refuse_in_a_graph("convt.plan.forced_kernel")
         self._previous.append(_kernels)
         _kernels = {**_kernels, **dict.fromkeys(self.operators, self.name)}
+        _changed()
         return self
 
     def __exit__(self, kind: _Kind, error: BaseException | None, trace: TracebackType | None) -> None:
         global _kernels
         _kernels = self._previous.pop()
+        _changed()
 
 
 def _set_backend(name: str) -> None:
     global _backend
     _backend = name
+    _changed()
+
+
+def _changed() -> None:
     for observer in observers:
         observer()
+
+
+def in_force() -> tuple[str | None, ...]:
+    """All of these switches as one value: backend, precision (None without a context) and kernel of each operator."""
+    return (_backend, _precision, *_kernels.values())
 
 
 def current_backend() -> str:
@@ -157,6 +171,11 @@ def precision_differs() -> bool:
 
 # torch.backends.cudnn.conv.fp32_precision without three attribute look-ups: it is asked on every float32 call on a GPU.
 _get_fp32_precision = getattr(torch._C, "_get_fp32_precision_getter", None)
+
+
+def torch_precision() -> Callable[[], object]:
+    """What asks PyTorch's own switch at the least cost; "tf32" is one of its answers."""
+    return _torch_precision if _get_fp32_precision is None else partial(_get_fp32_precision, "cuda", "conv")
 
 
 def _torch_precision() -> str:

@@ -180,8 +180,7 @@ def forget_plans() -> None:
         for value in vars(module).values():
             if hasattr(value, "cache_clear"):
                 value.cache_clear()
-    for observer in settings.observers:
-        observer()
+    _C.forget_plans()
 
 
 def measure(task: Task, device: torch.device | str, *, seconds: float = 0.3) -> Tuned:

@@ -299,14 +299,3 @@ def test_no_memory_for_the_workspace(gpu, direction):
     if workspace < 64 << 20:
         pytest.skip(f"this plan needs {workspace} bytes of workspace only: they always fit beside the result")
     survives(layer, operands, 32 << 20, direction)
-
-
-def test_the_ordinary_call_skips_the_dispatcher(gpu, monkeypatch):
-    """PyTorch's dispatcher costs as much as all else that Python does here."""
-    layer, dtype = LAYERS[0]
-    operands = tensors(layer, dtype, "forward")
-    seen = []
-    forward = operators.forward
-    monkeypatch.setattr(operators, "forward", lambda *args: (seen.append("direct"), forward(*args))[1])
-    run(layer, operands, "forward")
-    assert seen == ["direct"]

@@ -4,7 +4,7 @@ import pytest
 
 from convt import _C
 from convt import plan as planning
-from pretended import fresh_plans, gpu, play
+from pretended import fresh_plans, gpu, play, rehearsed
 
 
 @pytest.fixture(autouse=True)
@@ -26,4 +26,5 @@ def machine(monkeypatch):
 @pytest.fixture
 def player(machine, monkeypatch):
     """Kernels that are played in float64, on tensors that seem to be on the new GPU."""
-    return play(monkeypatch)
+    with rehearsed(play(monkeypatch)) as made:
+        yield made

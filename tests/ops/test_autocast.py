@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 import convt
+from convt import _C, functional
 from reference import torch_results
 
 X, W, B = torch.randn(2, 3, 4, 4), torch.randn(3, 5, 3, 3), torch.randn(5)
@@ -83,3 +84,72 @@ def test_gradients_under_torch_func(backend):
     leaf = W.clone().requires_grad_()
     (expected,) = torch.autograd.grad(value(leaf), leaf)
     torch.testing.assert_close(torch.func.grad(value)(W), expected)
+
+
+# ---- the eager entry ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def python(monkeypatch):
+    """The calls that reach the Python functions behind the entry."""
+    seen = []
+    real = functional.PUBLIC[2]
+    monkeypatch.setitem(functional.PUBLIC, 2, lambda *args: (seen.append(args), real(*args))[1])
+    _C.forget_plans()
+    return seen
+
+
+@pytest.mark.parametrize("name", ("native", "aten", "auto"))
+@pytest.mark.parametrize("dtypes", list(itertools.product((torch.float32, torch.bfloat16), repeat=3)), ids=str)
+def test_calls_after_the_first_are_answered_in_c(python, name, dtypes):
+    shapes = (2, 3, 4, 4), (3, 2, 3, 3), (2,)
+    leaves = [torch.randn(shape).to(dtype).requires_grad_() for shape, dtype in zip(shapes, dtypes, strict=True)]
+    with convt.backend(name), torch.autocast("cpu", dtype=torch.bfloat16):
+        for turn in range(4):
+            with torch.set_grad_enabled(turn % 2 == 0):
+                output = convt.conv_transpose2d(*leaves, stride=2)
+                assert output.dtype is torch.bfloat16 and output.requires_grad == (turn % 2 == 0)
+            if turn % 2 == 0:
+                grads = torch.autograd.grad(output.float().square().sum(), leaves)
+                expected = F.conv_transpose2d(*leaves, stride=2)
+                values = torch.autograd.grad(expected.float().square().sum(), leaves)
+                torch.testing.assert_close(output, expected, rtol=0.02, atol=0.1)
+                for grad, value, leaf in zip(grads, values, leaves, strict=True):
+                    assert grad.dtype is leaf.dtype
+                    assert (grad - value).float().norm() <= 0.05 * value.float().norm()
+    assert len(python) <= 2, "once for the tensors as given, once as they are cast"
+
+
+def test_a_change_of_autocast_is_seen(python):
+    input, weight = torch.randn(2, 3, 4, 4), torch.randn(3, 2, 3, 3)
+    with convt.backend("native"):
+        for _ in range(3):
+            for dtype in (torch.bfloat16, torch.float16):
+                with torch.autocast("cpu", dtype=dtype):
+                    assert convt.conv_transpose2d(input, weight).dtype is dtype
+                    with torch.autocast("cpu", enabled=False):
+                        assert convt.conv_transpose2d(input, weight).dtype is torch.float32
+            assert convt.conv_transpose2d(input, weight).dtype is torch.float32
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                assert convt.conv_transpose2d(input.double(), weight.double()).dtype is torch.float64
+
+
+def test_strides_under_autocast_are_those_of_the_full_function():
+    """A copy to another dtype may lie otherwise in memory than its tensor."""
+    weight = torch.randn(3, 2, 3, 3)
+    base = torch.randn(2, 3, 6, 6)
+    inputs = (
+        base,
+        base.to(memory_format=torch.channels_last),
+        base.transpose(2, 3),
+        base[:, :, ::2],
+        base[:1].expand(2, 3, 6, 6),
+    )
+    for name in ("native", "aten"):
+        with convt.backend(name), torch.autocast("cpu", dtype=torch.bfloat16):
+            for input in inputs:
+                expected = functional._conv_transpose2d(input, weight)
+                for _ in range(3):
+                    output = convt.conv_transpose2d(input, weight)
+                    assert output.stride() == expected.stride()
+                    torch.testing.assert_close(output, expected)

@@ -281,9 +281,3 @@ def test_fake_tensors_of_a_gpu_need_neither_gpu_nor_plan():
         output = convt.conv_transpose2d(input, weight, stride=2, padding=1)
     assert output.shape == PROBLEM.output_size and output.device == torch.device("cuda", 0)
     assert output.is_contiguous(memory_format=torch.channels_last)
-
-
-def test_both_gradients_in_one_call_are_for_cpus(machine):
-    """cuDNN has to hear of convt.precision, which the shortcut does not pass on."""
-    operands = key(PROBLEM.input_size), key(PROBLEM.weight_size)
-    assert operators.joint_backward(*operands, GEOMETRY, "aten") is None

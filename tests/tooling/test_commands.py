@@ -10,7 +10,7 @@ import torch
 
 import convt
 from convt import cli, demo, problems, timing
-from convt.bench import machine, roofline
+from convt.bench import machine, overhead, roofline, tables
 from convt.testing import SUITES, select_layers
 
 
@@ -232,12 +232,23 @@ def test_bench_suite_covers_what_pytorch_is_slow_at():
         assert words in names
 
 
-def test_overhead_measures_three_kinds_of_call(tmp_path):
+def test_overhead_measures_every_way_to_call(tmp_path):
     out = tmp_path / "lines.jsonl"
     assert cli.main(["bench", "overhead", "--quick", "--out", str(out)]) == 0
     lines = [json.loads(line) for line in out.read_text().splitlines()]
-    assert [line["call"] for line in lines] == ["no grad", "grad needed", "forward + backward"]
+    assert [line["call"] for line in lines] == [case.name for case in overhead.CASES if not case.compiled]
     assert all(line["ratio"] == pytest.approx(line["torch_ns"] / line["ns"]) for line in lines)
+    assert [line.ns for line in overhead.read([out, out])] == [line["ns"] for line in lines]
+    options = cli._parser().parse_args(["bench", "table", str(out), "--kind", "overhead"])
+    assert tables.made(options).count("\n") == len(lines) + 3
+    with pytest.raises(ValueError, match="matches native"):
+        overhead.read([out], ["native"])
+
+
+def test_overhead_without_a_gpu_says_so(capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert cli.main(["bench", "overhead", "--device", "cuda"]) == 2
+    assert "there is no GPU that PyTorch can use" in capsys.readouterr().err
 
 
 # measure

@@ -14,7 +14,7 @@ from convt import cli
 from convt.bench import record, tables
 
 ROOT = Path(__file__).resolve().parents[2]
-WITH_TABLES = ("README.md", "docs/training.md", "docs/tuning.md")
+WITH_TABLES = ("README.md", "docs/overhead.md", "docs/training.md", "docs/tuning.md")
 
 
 def text_of(name: str) -> str:
@@ -30,7 +30,7 @@ def code_blocks(name: str, language: str) -> list[str]:
 
 @pytest.mark.parametrize("name", WITH_TABLES)
 def test_tables_are_what_the_results_make(name):
-    """`convt bench table --update README.md docs/training.md docs/tuning.md` writes them."""
+    """`convt bench table --update README.md docs/*.md` writes them."""
     document = ROOT / name
     if absent := tables.missing(document):
         pytest.skip(f"not measured yet: {', '.join(str(path.relative_to(ROOT)) for path in absent)}")
@@ -227,5 +227,5 @@ def test_the_command_prints(results, capsys, tmp_path):
 def test_kinds_are_the_commands():
     parsed = cli._parser().parse_args(["bench", "table", "x"])
     assert parsed.kind in tables.KINDS and json.dumps(asdict(line("57", 1.0)))
-    for kind in tables.KINDS:
+    for kind in (*tables.KINDS, "overhead"):
         cli._parser().parse_args(["bench", "table", "x", "--kind", kind])

@@ -16,7 +16,7 @@ import shlex
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from convt.bench import record
+from convt.bench import overhead, record
 from convt.bench.record import Line
 
 _PLACE = re.compile(r"(<!-- convt bench table (.*?) -->\n)(.*?)(<!-- end of table -->)", re.DOTALL)
@@ -205,7 +205,7 @@ KINDS: dict[str, Callable[[Sequence[Line]], str]] = {
 def arguments(parser: argparse.ArgumentParser) -> None:
     """What `convt bench table` and the comments in documents may say."""
     parser.add_argument("results", nargs="*", type=Path, help="files of `convt bench kernelbench --out`")
-    parser.add_argument("--kind", choices=tuple(KINDS), default="layers", help="what to make of them (layers)")
+    parser.add_argument("--kind", choices=(*KINDS, "overhead"), default="layers", help="what to make of them (layers)")
     parser.add_argument(
         "--filter", nargs="+", default=[], metavar="WORD", help="directions, precisions, layouts, problems"
     )
@@ -223,12 +223,31 @@ def filled(document: Path) -> str:
     return _PLACE.sub(lambda match: f"{match[1]}\n{made.pop(0)}\n\n{match[4]}", document.read_text())
 
 
+def made(options: argparse.Namespace) -> str:
+    """The table that a comment or a command asks for. Raises ValueError where there is no such measurement."""
+    if options.kind == "overhead":
+        return _overhead(overhead.read(options.results, options.filter))
+    return KINDS[options.kind](read(options.results, options.filter))
+
+
 def _made(options: argparse.Namespace) -> str:
     try:
-        lines = read(options.results, options.filter)
+        return made(options)
     except ValueError:
         return _MISSING
-    return KINDS[options.kind](lines)
+
+
+def _overhead(lines: Sequence[overhead.Line]) -> str:
+    """A row per way to call, and the machine and versions in one sentence."""
+    head = ("call", "convt.backend", "PyTorch, ns", "convt, ns", "PyTorch / convt")
+    rows = [
+        (line.call, line.backend, _number(line.torch_ns, "{:.0f}"), _number(line.ns, "{:.0f}"), _ratio(line.ratio))
+        for line in lines
+    ]
+    said = [
+        ", ".join(dict.fromkeys(str(getattr(line, name)) for line in lines)) for name in ("device", "torch", "commit")
+    ]
+    return f"{said[0]}; torch {said[1]}; commit {said[2]}.\n\n{_table(head, rows, 'llrrr')}"
 
 
 def update(document: Path) -> bool:
