@@ -18,14 +18,6 @@ using namespace nb::literals;
 namespace convt::binding {
 namespace {
 
-DType dtype_of(const std::string& name) {
-  constexpr const char* names[kDTypes] = {"float32", "float64", "float16", "bfloat16"};
-  for (int at = 0; at < kDTypes; ++at) {
-    if (name == names[at]) return DType(at);
-  }
-  throw nb::value_error(("dtype: " + name + "; legal are float32, float64, float16 and bfloat16").c_str());
-}
-
 Operand operand_named(const std::string& name) {
   for (int at = 0; at < kOperands; ++at) {
     if (name == name_of(Operand(at))) return Operand(at);

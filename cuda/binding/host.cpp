@@ -3,6 +3,7 @@
 #include <nanobind/stl/vector.h>
 
 #include "binding/bindings.hpp"
+#include "binding/epilogue.hpp"
 #include "binding/problem.hpp"
 #include "host/isa.hpp"
 #include "host/operators.hpp"
@@ -15,7 +16,8 @@ namespace convt::binding {
 namespace {
 
 void forward(nb::handle input, nb::handle weight, nb::handle bias, nb::handle output, const Integers& stride,
-             const Integers& padding, const Integers& output_padding, std::int64_t groups, const Integers& dilation) {
+             const Integers& padding, const Integers& output_padding, std::int64_t groups, const Integers& dilation,
+             nb::handle epilogue) {
   const TorchTensor x = host_tensor(input, "input"), w = host_tensor(weight, "weight", x),
                     y = host_tensor(output, "output", x);
   const Problem problem = problem_of(x.sizes, w, stride, padding, output_padding, groups, dilation);
@@ -26,8 +28,9 @@ void forward(nb::handle input, nb::handle weight, nb::handle bias, nb::handle ou
     if (b.sizes[0] != problem.out_channels) throw nb::value_error("bias must have one element per output channel");
     bias_view = channel_view(b);
   }
+  const Program program = program_of(epilogue, y);
   nb::gil_scoped_release release;
-  host::forward(problem, x.dtype, view_of(x), view_of(w), bias.is_none() ? nullptr : &bias_view, view_of(y));
+  host::forward(problem, x.dtype, view_of(x), view_of(w), bias.is_none() ? nullptr : &bias_view, view_of(y), &program);
 }
 
 void grad_input(nb::handle grad_output, nb::handle weight, nb::handle grad_input, const Integers& stride,
@@ -62,8 +65,17 @@ void grad_bias(nb::handle grad_output, nb::handle grad_bias) {
 }  // namespace
 
 void bind_host(nb::module_& module) {
-  module.def("forward", &forward, "input"_a, "weight"_a, "bias"_a.none(), "output"_a, "stride"_a, "padding"_a,
-             "output_padding"_a, "groups"_a, "dilation"_a, "output = transposed convolution of input, on the CPU.");
+  module.def(
+      "forward", &forward, "input"_a, "weight"_a, "bias"_a.none(), "output"_a, "stride"_a, "padding"_a,
+      "output_padding"_a, "groups"_a, "dilation"_a, "epilogue"_a.none() = nb::none(),
+      "output = transposed convolution of input, on the CPU. epilogue: up to 8 steps (name, a, b, operand) that "
+      "follow on the accumulators, names as in epilogue_operations(); operand is None for the scalar a, or a "
+      "tensor of sizes (C,) or the output's, of the output's dtype or float32; at most 4. clamp: a is the least, "
+      "b the most; leaky_relu: a is the negative slope.");
+  module.def(
+      "epilogue_operations",
+      [] { return std::vector<std::string>(std::begin(kPointwiseNames), std::end(kPointwiseNames)); },
+      "Names of the operations that a step of an epilogue may have.");
   module.def("grad_input", &grad_input, "grad_output"_a, "weight"_a, "grad_input"_a, "stride"_a, "padding"_a,
              "output_padding"_a, "groups"_a, "dilation"_a,
              "grad_input = derivative with respect to input, on the CPU.");

@@ -26,6 +26,13 @@ TorchTensor host_tensor(nb::handle tensor, const char* name, const TorchTensor& 
   return read;
 }
 
+DType dtype_of(const std::string& name) {
+  for (int at = 0; at < kDTypes; ++at) {
+    if (name == name_of(DType(at))) return DType(at);
+  }
+  throw nb::value_error(("dtype: " + name + "; legal are float32, float64, float16 and bfloat16").c_str());
+}
+
 Operator operator_of(const std::string& name) {
   std::string legal;
   for (int at = 0; at < kOperators; ++at) {

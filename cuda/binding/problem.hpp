@@ -14,6 +14,9 @@ using Integers = std::vector<std::int64_t>;
 // An operator by its name in Python; a ValueError with the legal ones.
 Operator operator_of(const std::string& name);
 
+// The same of a dtype.
+DType dtype_of(const std::string& name);
+
 // A strided CPU tensor of a supported dtype, or an error that names it; of the dtype and rank of `like`, when given.
 TorchTensor host_tensor(nanobind::handle tensor, const char* name);
 TorchTensor host_tensor(nanobind::handle tensor, const char* name, const TorchTensor& like, int rank = 0);

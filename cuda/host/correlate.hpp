@@ -2,6 +2,7 @@
 
 #include <utility>
 
+#include "host/epilogue.hpp"
 #include "host/patch_loader.hpp"
 
 // Forward and grad_input: a stride-1 product on the q-grid whose inner loop is a register tile of destination channels
@@ -195,8 +196,9 @@ inline void interleave(T* __restrict to, const T* __restrict from, std::int64_t 
 // Channels are neighbours in memory: one phase's row goes out in vector-sized squares.
 template <class S, class T>
 void scatter_channels(S* to, std::int64_t pixel_stride, const T* from, std::int64_t channel_pitch, std::int64_t pixels,
-                      std::int64_t channels, const T* bias) {
+                      std::int64_t channels, const T* bias, const Program* program, PieceAt piece) {
   constexpr int L = kLanes<T>;
+  const std::int64_t first_channel = piece.at[1], first_pixel = piece.at[4];
   for (std::int64_t channel = 0; channel < channels; channel += L) {
     const int count = int(smaller(L, channels - channel));
     const Vec<T> added = bias ? load(bias + channel) : Vec<T>{};
@@ -207,6 +209,18 @@ void scatter_channels(S* to, std::int64_t pixel_stride, const T* from, std::int6
         transpose<T>(rows);
       }
       const int pixel_count = int(smaller(L, pixels - pixel));
+      if (program) {
+        alignas(64) T square[L * L];
+        for (int i = 0; i < pixel_count; ++i) store(square + i * L, rows[i] + added);
+        piece.at[1] = first_channel + channel;
+        piece.at[4] = first_pixel + pixel * piece.row_step;
+        piece.rows = pixel_count;
+        piece.count = count;
+        apply_program<S>(*program, square, piece, L);
+        for (int i = 0; i < pixel_count; ++i)
+          narrow_row(to + (pixel + i) * pixel_stride + channel, square + i * L, count);
+        continue;
+      }
       for (int i = 0; i < pixel_count; ++i) {
         alignas(64) T row[L];
         store(row, rows[i] + added);
@@ -223,6 +237,28 @@ struct Block {
   const T* accumulators;            // [W phase][row][position]
   const bool* reached;              // [W phase]: has any tap
 };
+
+// A destination row through a program. What follows the row in the buffer, up to a vector, is overwritten.
+template <class S, class T>
+void store_program(const Program& program, S* to, std::int64_t stride, T* row, PieceAt piece, bool streaming) {
+  const std::int64_t pixels = piece.count, first = piece.at[4];
+  for (std::int64_t begin = 0; begin < pixels; begin += kPiece) {
+    piece.at[4] = first + begin;
+    piece.count = smaller(kPiece, pixels - begin);
+    apply_program<S>(program, row + begin, piece, divide_up(piece.count, kLanes<T>) * kLanes<T>);
+  }
+  if (stride != 1) {
+    for (std::int64_t i = 0; i < pixels; ++i) to[i * stride] = narrow<S, T>(row[i]);
+    return;
+  }
+  if constexpr (sizeof(S) == sizeof(T)) {
+    if (streaming) {
+      const bool reached = true;
+      return interleave<true>(to, row, 0, &reached, true, 1, pixels, T(0));
+    }
+  }
+  narrow_row(to, row, pixels);
+}
 
 template <class S, class T>
 void store_block(const CorrelationArgs& args, const Box& box, const Block<T>& block, std::int64_t phase_d,
@@ -248,11 +284,14 @@ void store_block(const CorrelationArgs& args, const Box& box, const Block<T>& bl
       const T* from = block.accumulators + (image * layout[0] + d) * layout[1] * layout[2];
       S* row = first + image * to.strides[0] + d * stride[0] * to.strides[2];
       for (std::int64_t h = 0; h < h_end; ++h, from += layout[2], row += stride[1] * to.strides[3]) {
+        const std::int64_t n = box.image + image, out_d = stride[0] * (box.begin[0] + d) + phase_d,
+                           out_h = stride[1] * (box.begin[1] + h) + phase_h;
         if (by_channel) {
           for (std::int64_t w = 0; w < smaller(stride[2], pixels); ++w) {
             scatter_channels(row + w * to.strides[4], stride[2] * to.strides[4],
                              block.reached[w] ? from + w * phase_pitch : nullptr, pitch,
-                             divide_up(pixels - w, stride[2]), block.rows, bias);
+                             divide_up(pixels - w, stride[2]), block.rows, bias, args.program,
+                             {{n, block.channel, out_d, out_h, w_begin + w}, 4, stride[2], 1, 0, 0});
           }
           continue;
         }
@@ -260,6 +299,12 @@ void store_block(const CorrelationArgs& args, const Box& box, const Block<T>& bl
           const T* const source = from + r * pitch;
           S* const out = row + r * to.strides[1];
           const T added = bias ? bias[r] : T(0);
+          if (args.program) {
+            interleave<false>(row_buffer, source, phase_pitch, block.reached, any, stride[2], pixels, added);
+            store_program<S>(*args.program, out, to.strides[4], row_buffer,
+                             {{n, block.channel + r, out_d, out_h, w_begin}, 0, 0, 4, 1, pixels}, streaming);
+            continue;
+          }
           if constexpr (sizeof(S) == sizeof(T)) {
             if (to.strides[4] == 1) {
               const bool aligned = reinterpret_cast<std::uintptr_t>(out) % kVectorBytes == 0;
@@ -284,7 +329,7 @@ void store_block(const CorrelationArgs& args, const Box& box, const Block<T>& bl
 }
 
 // scratch: patch [group_block * source_channels][plane][plane_pitch], accumulators [W phase][block row][accumulator_pitch],
-// a destination row, and a flag per W phase.
+// a destination row and a vector, and a flag per W phase.
 template <class S>
 void correlate(const CorrelationArgs& args, std::int64_t task, void* scratch) {
   using T = typename Accumulator<S>::type;
@@ -300,7 +345,7 @@ void correlate(const CorrelationArgs& args, std::int64_t task, void* scratch) {
   T* const patch = static_cast<T*>(scratch);
   T* const accumulators = patch + args.group_block * args.source_channels * channel_pitch + kLanes<T>;
   T* const row_buffer = accumulators + w_phases * args.block_rows * args.accumulator_pitch;
-  bool* const reached = reinterpret_cast<bool*>(row_buffer + w_phases * args.grid.box[2]);
+  bool* const reached = reinterpret_cast<bool*>(row_buffer + w_phases * args.grid.box[2] + kLanes<T>);
 
   load_patch<S>(args.patch, layout, box, layout, group_begin * args.source_channels, groups * args.source_channels,
                 patch);
@@ -351,8 +396,10 @@ void correlate_exact(const CorrelationArgs& args, std::int64_t image, std::int64
                           (channel % args.destination_channels) * args.filter_row_stride;
   S* const destination = static_cast<S*>(to.data) + image * to.strides[0] + channel * to.strides[1];
   const std::int64_t* const stride = args.destination_stride;
+  alignas(64) T row[kPiece];
   for (std::int64_t d = 0; d < to.sizes[2]; ++d) {
     for (std::int64_t h = 0; h < to.sizes[3]; ++h) {
+      S* const line = destination + d * to.strides[2] + h * to.strides[3];
       const std::int64_t outer = (d % stride[0] * stride[1] + h % stride[1]) * stride[2];
       for (std::int64_t w = 0; w < to.sizes[4]; ++w) {
         const std::int64_t q[3] = {d / stride[0], h / stride[1], w / stride[2]};
@@ -374,7 +421,15 @@ void correlate_exact(const CorrelationArgs& args, std::int64_t image, std::int64
           }
         }
         if (args.bias) sum += static_cast<const T*>(args.bias)[channel];
-        destination[d * to.strides[2] + h * to.strides[3] + w * to.strides[4]] = narrow<S, T>(sum);
+        if (!args.program) {
+          line[w * to.strides[4]] = narrow<S, T>(sum);
+          continue;
+        }
+        const std::int64_t at = w % kPiece;
+        row[at] = sum;
+        if (at + 1 < kPiece && w + 1 < to.sizes[4]) continue;
+        store_program<S>(*args.program, line + (w - at) * to.strides[4], to.strides[4], row,
+                         {{image, channel, d, h, w - at}, 0, 0, 4, 1, at + 1}, false);
       }
     }
   }

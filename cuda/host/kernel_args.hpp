@@ -2,6 +2,7 @@
 
 #include <cstdint>
 
+#include "geometry/epilogue.hpp"
 #include "host/tensor.hpp"
 
 // What the per-ISA code is told: plain values and pointers only, so that no inline function of another header is
@@ -57,6 +58,7 @@ struct CorrelationArgs {
   std::int64_t filter_row_stride;      // destination channel
   void* packed_filter;                 // [group][panel][tap][source channel][panel row]
   const void* bias;                    // accumulator type, [channels] and a vector of zeros; or null
+  const Program* program;              // what follows, or null
   std::int64_t panel_rows;             // destination channels in a register tile
   std::int64_t panels;                 // per group
   std::int64_t block_panels;           // panels between two stores

@@ -73,8 +73,10 @@ struct Correlation {
         threads(threads_for(work + elements(destination))),
         plan(plan_correlation(problem, direction, source, filter, destination, dtype, functions, threads)) {}
 
-  void run(const void* source, const void* filter, const TensorView* bias, void* destination) const {
+  void run(const void* source, const void* filter, const TensorView* bias, void* destination,
+           const Program* program = nullptr) const {
     CorrelationArgs args = plan.args;
+    args.program = program && program->count > 0 ? program : nullptr;
     args.patch.source.data = const_cast<void*>(source);
     args.filter = filter;
     args.destination.data = destination;
@@ -132,15 +134,16 @@ PreparedForward::PreparedForward(const Problem& problem, DType dtype, const Tens
     : state_(new State{{problem, Direction::forward, dtype, input, filter, output}}) {}
 PreparedForward::~PreparedForward() = default;
 bool PreparedForward::is_tiny() const { return state_->correlation.work <= kTinyProducts; }
-void PreparedForward::run(const void* input, const void* filter, const TensorView* bias, void* output) const {
-  state_->correlation.run(input, filter, bias, output);
+void PreparedForward::run(const void* input, const void* filter, const TensorView* bias, void* output,
+                          const Program* program) const {
+  state_->correlation.run(input, filter, bias, output, program);
 }
 
 void forward(const Problem& problem, DType dtype, const TensorView& input, const TensorView& filter,
-             const TensorView* bias, const TensorView& output) {
+             const TensorView* bias, const TensorView& output, const Program* program) {
   if (elements(output) == 0) return;
   Correlation(problem, Direction::forward, dtype, input, filter, output)
-      .run(input.data, filter.data, bias, output.data);
+      .run(input.data, filter.data, bias, output.data, program);
 }
 
 void grad_input(const Problem& problem, DType dtype, const TensorView& grad_output, const TensorView& filter,

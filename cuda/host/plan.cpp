@@ -248,7 +248,8 @@ CorrelationPlan plan_correlation(const Problem& problem, Direction direction, co
   plan.tasks = box_total(args.grid) * args.group_blocks * args.panel_splits;
   plan.packed_elements = args.groups * args.destination_channels * args.source_channels * args.tap_count;
   plan.scratch_elements = args.group_block * args.source_channels * args.patch.planes * args.patch.plane_pitch + lanes +
-                          w_phases * args.block_rows * args.accumulator_pitch + w_phases * args.grid.box[2] + w_phases;
+                          w_phases * args.block_rows * args.accumulator_pitch + w_phases * args.grid.box[2] + lanes +
+                          w_phases;
   args.taps = plan.taps.data();
   args.phase_begin = plan.phase_begin.data();
   args.patch.residue = reinterpret_cast<const std::int64_t (*)[3]>(plan.residues.data());
