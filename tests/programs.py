@@ -61,6 +61,17 @@ def operand(kind: str, size: tuple[int, ...], dtype: torch.dtype, values: Tensor
     return laid_out(filled(size), kind)
 
 
+def pointers(steps: list[Step]) -> list[tuple[str, float, float, tuple | None]]:
+    """The program as a GPU takes it, and the simulator."""
+
+    def told(tensor: Tensor) -> tuple[int, str, tuple[int, ...]]:
+        batch, channel, *pixels = (0, tensor.stride(0)) if tensor.dim() == 1 else tensor.stride()
+        strides = (batch, channel, *(0,) * (3 - len(pixels)), *pixels)
+        return tensor.data_ptr(), str(tensor.dtype).removeprefix("torch."), strides
+
+    return [(name, a, b, None if tensor is None else told(tensor)) for name, a, b, tensor in steps]
+
+
 @st.composite
 def exact_programs(draw, size: tuple[int, ...], dtype: torch.dtype) -> list[Step]:
     """Eighths stay sums of eighths, halved at most a few times: exact in float32 whatever the order of roundings."""

@@ -301,7 +301,9 @@ class Call:
         )
         self.told = self.plan.explain()
 
-    def play(self, schedule: tuple[int, bool] = SCHEDULES[0], skipped_barrier: int = -1) -> tuple[Tensor, dict]:
+    def play(
+        self, schedule: tuple[int, bool] = SCHEDULES[0], skipped_barrier: int = -1, epilogue: list | None = None
+    ) -> tuple[Tensor, dict]:
         """The result, and what the simulator counted. Memory that nobody wrote is NaN, and nothing else is written."""
         nothing = torch.zeros((), dtype=self.operand.dtype).expand(self.size)
         result = _among_nan(nothing, self.strides, self.layouts.elements)
@@ -313,7 +315,7 @@ class Call:
             pointers["bias"] = 0
         counted = _C.simulate(
             self.plan, *(pointers[name] for name in ("input", "weight", "bias", "output")),
-            workspace.data_ptr() + first, *schedule, skipped_barrier,
+            workspace.data_ptr() + first, *schedule, skipped_barrier, epilogue,
         )  # fmt: skip
         beyond = workspace[first + self.plan.workspace_bytes :]
         assert (beyond == 0xFF).all() and (workspace[:first] == 0xFF).all(), f"{self.label}: beyond the workspace"

@@ -6,6 +6,7 @@
 
 #include "binding/bindings.hpp"
 #include "binding/cuda_explain.hpp"
+#include "binding/epilogue.hpp"
 #include "binding/problem.hpp"
 #include "launch/operator_plan.hpp"
 #ifdef CONVT_WITH_CUDA
@@ -127,15 +128,23 @@ void bind_cuda(nb::module_& module) {
   module.def(
       "cuda_run",
       [](const OperatorPlan& plan, std::uintptr_t input, std::uintptr_t weight, std::uintptr_t bias,
-         std::uintptr_t output, std::uintptr_t workspace, int device, std::uintptr_t stream) {
-        const Pointers pointers{reinterpret_cast<void*>(input),      reinterpret_cast<void*>(weight),
-                                reinterpret_cast<const void*>(bias), reinterpret_cast<void*>(output),
-                                reinterpret_cast<void*>(workspace),  reinterpret_cast<void*>(stream)};
+         std::uintptr_t output, std::uintptr_t workspace, int device, std::uintptr_t stream, nb::handle epilogue) {
+        const Program program = program_of_pointers(epilogue, plan.request.dtype);
+        const Pointers pointers{reinterpret_cast<void*>(input),
+                                reinterpret_cast<void*>(weight),
+                                reinterpret_cast<const void*>(bias),
+                                reinterpret_cast<void*>(output),
+                                reinterpret_cast<void*>(workspace),
+                                reinterpret_cast<void*>(stream),
+                                &program};
         nb::gil_scoped_release release;
         launch_operator(plan, pointers, device);
       },
       "plan"_a, "input"_a, "weight"_a, "bias"_a, "output"_a, "workspace"_a, "device"_a, "stream"_a,
-      "Computes a call on a stream of a GPU, without waiting for it.");
+      "epilogue"_a.none() = nb::none(),
+      "Computes a call on a stream of a GPU, without waiting for it. epilogue, of the forward: steps as in forward(), "
+      "an "
+      "operand being (data_ptr, dtype, strides over the five axes of the output in elements, zeros among them).");
 #endif
 }
 

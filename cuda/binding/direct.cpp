@@ -4,6 +4,7 @@
 
 #include "binding/bindings.hpp"
 #include "binding/direct_depthwise.hpp"
+#include "binding/epilogue.hpp"
 #include "binding/problem.hpp"
 #include "launch/simt.hpp"
 #include "simulator/run_direct.hpp"
@@ -30,7 +31,7 @@ std::vector<Vector16> poisoned(std::int64_t bytes) {
 nb::dict run_direct(const std::string& family, nb::handle input, nb::handle weight, nb::handle bias, nb::handle output,
                     const Integers& stride, const Integers& padding, const Integers& output_padding,
                     std::int64_t groups, const Integers& dilation, const std::string& op, bool backwards,
-                    bool unaligned, bool dry) {
+                    bool unaligned, bool dry, nb::handle epilogue) {
   const TorchTensor x = host_tensor(input, "input"), w = host_tensor(weight, "weight", x),
                     y = host_tensor(output, "output", x);
   Request request;
@@ -51,10 +52,11 @@ nb::dict run_direct(const std::string& family, nb::handle input, nb::handle weig
     request.bias_stride = b.strides[0];
     data.bias = b.data;
   }
+  const Program program = program_of(epilogue, y);
   const auto refuse = [&](const std::string& reason) { throw nb::value_error((family + ": " + reason).c_str()); };
   nb::dict told;
   if (family == "depthwise") {
-    told = run_depthwise(request, data, backwards, unaligned, dry);
+    told = run_depthwise(request, data, program, backwards, unaligned, dry);
   } else if (family == "simt") {
     const auto planned = plan_simt(request, DeviceTraits{});
     if (const auto* reason = std::get_if<std::string>(&planned)) refuse(*reason);
@@ -70,7 +72,7 @@ nb::dict run_direct(const std::string& family, nb::handle input, nb::handle weig
     const nb::gil_scoped_release release;
     if (!dry) {
       std::vector<Vector16> workspace = poisoned(plan.workspace_bytes);
-      simulator::run_simt(plan, {x.data, w.data, data.bias, y.data, workspace.data(), nullptr}, backwards);
+      simulator::run_simt(plan, {x.data, w.data, data.bias, y.data, workspace.data(), nullptr, &program}, backwards);
     }
   } else {
     refuse("not a family; legal: depthwise, simt");
@@ -84,10 +86,11 @@ void bind_direct(nb::module_& module) {
   module.def(
       "run_direct", &run_direct, "family"_a, "input"_a, "weight"_a, "bias"_a.none(), "output"_a, "stride"_a,
       "padding"_a, "output_padding"_a, "groups"_a, "dilation"_a, nb::kw_only(), "operator"_a = "forward",
-      "backwards"_a = false, "unaligned"_a = false, "dry"_a = false,
+      "backwards"_a = false, "unaligned"_a = false, "dry"_a = false, "epilogue"_a.none() = nb::none(),
       "Plans the depthwise or simt CUDA kernel for an H200 and runs its functions thread by thread on the host, "
       "CPU tensors in and out; returns what the plan says. `operator` is forward, grad_input or grad_weight, and "
-      "writes output, input or weight. ValueError with the reason when it cannot. `dry`: the plan alone.");
+      "writes output, input or weight. ValueError with the reason when it cannot. `dry`: the plan alone. "
+      "`epilogue`: as in forward().");
 }
 
 }  // namespace convt::binding

@@ -16,12 +16,12 @@ static_assert(int(simulator::DepthwiseKind::rows) == int(DepthwiseLanes::rows) &
               "the host runner and the plan number the lanes alike");
 
 void play(const DepthwisePlan& plan, const DepthwiseLaunch& launch, const simulator::DirectRun& run,
-          const DirectOperands& data) {
-  simulator::run_depthwise(run, plan.dtype, simulator::DepthwiseKind(int(launch.lanes)), launch.shape, data);
+          const DirectOperands& data, const Program& program) {
+  simulator::run_depthwise(run, plan.dtype, simulator::DepthwiseKind(int(launch.lanes)), launch.shape, data, &program);
 }
 
 void play(const DepthwisePlan& plan, const DepthwiseGradientLaunch& launch, const simulator::DirectRun& run,
-          const DirectOperands& data) {
+          const DirectOperands& data, const Program&) {
   if (plan.op == Operator::grad_input) {
     simulator::run_depthwise_grad_input(run, plan.dtype, launch.shape, data);
   } else {
@@ -32,7 +32,8 @@ void play(const DepthwisePlan& plan, const DepthwiseGradientLaunch& launch, cons
 
 }  // namespace
 
-nb::dict run_depthwise(const Request& request, const DirectOperands& data, bool backwards, bool unaligned, bool dry) {
+nb::dict run_depthwise(const Request& request, const DirectOperands& data, const Program& program, bool backwards,
+                       bool unaligned, bool dry) {
   const auto planned = plan_depthwise(request, DeviceTraits{});
   if (const auto* reason = std::get_if<std::string>(&planned)) throw nb::value_error(("depthwise: " + *reason).c_str());
   const DepthwisePlan& plan = std::get<DepthwisePlan>(planned);
@@ -48,7 +49,8 @@ nb::dict run_depthwise(const Request& request, const DirectOperands& data, bool 
   if (dry) return told;
   const nb::gil_scoped_release release;
   const simulator::DirectRun run{grid.grid, grid.threads, grid.shared_bytes, backwards};
-  std::visit([&](const auto& launch) { play(plan, launch, run, data); }, unaligned ? plan.unaligned : plan.launch);
+  std::visit([&](const auto& launch) { play(plan, launch, run, data, program); },
+             unaligned ? plan.unaligned : plan.launch);
   return told;
 }
 

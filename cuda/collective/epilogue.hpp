@@ -2,6 +2,7 @@
 
 #include "arch/half.hpp"
 #include "arch/lanes.hpp"
+#include "arch/pointwise.hpp"
 #include "collective/mma.hpp"
 
 namespace convt {
@@ -11,6 +12,8 @@ namespace convt {
 template <TileConfig kConfig, Operand kOperand>
 struct Epilogue {
   using Products = Mma<kConfig, kOperand>;
+  using Stored = std::conditional_t<is_float32(kOperand), float,
+                                    std::conditional_t<kOperand == Operand::bfloat16, BFloat16, Float16>>;
   static constexpr int kBytes = operand_bytes(kOperand);
   static constexpr int kVector = operand_vector(kOperand);   // elements of a piece
   static constexpr int kPitch = kConfig.staging_pitch();
@@ -133,6 +136,7 @@ struct Epilogue {
     std::uint32_t inside;  // bit j: element j exists
     std::int32_t bias;  // float index
     char* target;  // address of element 0
+    std::int64_t w;  // output coordinate of element 0
     bool contiguous;  // elements lie side by side, so that a whole piece may leave as one
   };
   static constexpr std::uint32_t kWhole = (1u << kVector) - 1;
@@ -161,8 +165,8 @@ struct Epilogue {
     const std::int32_t channels = min_of(params.block_channels, params.out_channels - first_of_block);
     const std::int32_t step = (kChannelsInner ? kVector : 1) << block.lanes_log2;
     const std::int64_t target_step = step * channel_stride * kBytes;
-    const std::int64_t origin = tile.q[0] * params.output_strides[0] +
-                                (std::int64_t(tile.conv_group) * params.out_channels + first_of_block) * channel_stride;
+    const std::int64_t first_channel = std::int64_t(tile.conv_group) * params.out_channels + first_of_block;
+    const std::int64_t origin = tile.q[0] * params.output_strides[0] + first_channel * channel_stride;
     // Whole tiles are counted, so that all divisors are the plan's; what the last tiles lack is skipped.
     const std::int32_t items =
         std::int32_t(block.by_piece.divisor) * axes[2].tile * axes[1].tile * axes[0].tile * block.outer_count
@@ -206,9 +210,11 @@ struct Epilogue {
                                          : along_row(warp, params, row, block, line, piece, pixel, phases, channel);
         if (item.inside == 0) continue;
         char* target = item.target;
+        OutputPlace place{{tile.q[0] + image, first_channel + channel, d, h, item.w}};
         if (!kChannelsInner && !item.contiguous) {
           for (std::int32_t done = 0; channel + done < channels; done += step, target += target_step) {
-            store_scattered(warp, item, done, target, params, block, piece);
+            store_scattered(warp, item, done, target, params, block, piece, place);
+            place.at[1] += step;
           }
           continue;
         }
@@ -219,7 +225,8 @@ struct Epilogue {
         for (std::int32_t left = channels - channel; left > 0; left -= step) {
           std::uint32_t inside = item.inside;
           if (kChannelsInner && left < kVector) inside &= (1u << left) - 1;
-          store_piece<kChannelsInner>(warp, source, bias, item.reached, inside, item.contiguous, target);
+          store_piece<kChannelsInner>(warp, source, bias, item.reached, inside, item.contiguous, target, params, place);
+          place.at[1] += step;
 #pragma unroll
           for (int j = 0; j < kVector; ++j) source[j] += step * kPitch * 4;
           bias += step * 4;
@@ -249,7 +256,8 @@ struct Epilogue {
             ? std::int32_t((reinterpret_cast<std::uintptr_t>(line) / kBytes + std::uint64_t(row.first)) % kVector)
             : 0;
     const std::int32_t first = piece * kVector - misaligned;
-    item.target = line + (row.first + first) * params.output_strides[4] * kBytes;
+    item.w = row.first + first;
+    item.target = line + item.w * params.output_strides[4] * kBytes;
     const std::int32_t from = first < 0 ? 0 : first;
     std::int32_t q = block.by_w.quotient(from), phase = block.by_w.remainder(from, q);
 #pragma unroll
@@ -286,8 +294,8 @@ struct Epilogue {
     item.reached = source >= 0 ? kWhole : 0;
     item.bias = kBias + channel;
     item.contiguous = params.output_vectors;
-    const std::int64_t w = row.contiguous ? row.first + x : row.first + std::int64_t(q) * params.axes[3].stride + phase;
-    item.target = line + w * params.output_strides[4] * kBytes;
+    item.w = row.contiguous ? row.first + x : row.first + std::int64_t(q) * params.axes[3].stride + phase;
+    item.target = line + item.w * params.output_strides[4] * kBytes;
 #pragma unroll
     for (int j = 0; j < kVector; ++j) {
       item.source[j] = (source < 0 ? 0 : source) + (channel + j) * kPitch + column(pixel + q);
@@ -304,8 +312,8 @@ struct Epilogue {
   // not exist may lie behind the staging.
   template <bool kChannelsInner, class Warp>
   CONVT_HOST_DEVICE static void store_piece(Warp& warp, const std::int32_t (&source)[kVector], std::int32_t bias,
-                                            std::uint32_t reached, std::uint32_t inside, bool contiguous,
-                                            char* target) {
+                                            std::uint32_t reached, std::uint32_t inside, bool contiguous, char* target,
+                                            const GemmParams& params, const OutputPlace& place) {
     float value[kVector];
 #pragma unroll
     for (int j = 0; j < kVector; ++j) {
@@ -315,6 +323,9 @@ struct Epilogue {
         added = warp.template load<float>(bias + (kChannelsInner ? j * 4 : 0));
       }
       value[j] = (reached >> j & 1 ? sum : 0.f) + added;
+    }
+    if (params.program.count > 0) {
+      apply_program<Stored>(params.program, value, inside, place, kChannelsInner ? 1 : 4, 1);
     }
     if (contiguous && inside == kWhole) {
       warp.store_global16(target, pack<kOperand>(value));
@@ -329,9 +340,11 @@ struct Epilogue {
   // The same where W phases are cut: neighbours in the tile are not neighbours in the output.
   template <class Warp>
   CONVT_HOST_DEVICE static void store_scattered(Warp& warp, const Item& item, std::int32_t done, char* target,
-                                                const GemmParams& params, const PhaseBlock& block, std::int32_t piece) {
+                                                const GemmParams& params, const PhaseBlock& block, std::int32_t piece,
+                                                OutputPlace place) {
     const std::int64_t stride = params.output_strides[4] * kBytes;
     const float bias = warp.template load<float>((item.bias + done) * 4);
+    const std::int64_t first = place.at[4];
 #pragma unroll 1
     for (int j = 0; j < kVector; ++j) {
       if (!(item.inside >> j & 1)) continue;
@@ -341,7 +354,12 @@ struct Epilogue {
 #pragma unroll
       for (int i = 1; i < kVector; ++i) source = i == j ? item.source[i] : source;
       const float sum = item.reached >> j & 1 ? warp.template load<float>((source + done * kPitch) * 4) : 0.f;
-      store_element(warp, target + at * stride, sum + bias);
+      float value[1] = {sum + bias};
+      if (params.program.count > 0) {
+        place.at[4] = first + at;
+        apply_program<Stored>(params.program, value, 1, place, 4, 0);
+      }
+      store_element(warp, target + at * stride, value[0]);
     }
   }
 

@@ -1,6 +1,7 @@
 #pragma once
 
 #include "config/tile_config.hpp"
+#include "geometry/epilogue.hpp"
 #include "geometry/fast_divisor.hpp"
 #include "geometry/problem.hpp"
 
@@ -129,6 +130,7 @@ struct GemmParams {
   std::int32_t output_channels_inner;  // 1: the epilogue stores along channels, 0: along W
   std::int32_t output_vectors;  // 1: 16-byte stores along channels are aligned
   std::int32_t direct;  // elements that the accumulators' owners store at once: 0 goes through shared memory
+  EpilogueProgram<float> program;
 };
 
 // `pixels`: of the largest patch; `phases`: of the largest block, empty ones included; `interleaved`: a patch has several W phases,

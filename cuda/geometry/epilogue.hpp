@@ -58,16 +58,17 @@ struct EpilogueProgram {
 };
 using Program = EpilogueProgram<double>;
 
-// The same with constants of the accumulators' type.
+// The same with constants of the accumulators' type; null is no step.
 template <class T>
-EpilogueProgram<T> program_as(const Program& program) {
+EpilogueProgram<T> program_as(const Program* program) {
   EpilogueProgram<T> typed;
-  typed.count = program.count;
+  if (program == nullptr) return typed;
+  typed.count = program->count;
   for (int i = 0; i < kEpilogueSteps; ++i) {
-    const EpilogueStep<double>& step = program.steps[i];
+    const EpilogueStep<double>& step = program->steps[i];
     typed.steps[i] = {step.operation, step.tensor, T(step.a), T(step.b)};
   }
-  for (int i = 0; i < kEpilogueTensors; ++i) typed.tensors[i] = program.tensors[i];
+  for (int i = 0; i < kEpilogueTensors; ++i) typed.tensors[i] = program->tensors[i];
   return typed;
 }
 

@@ -35,6 +35,7 @@ struct DepthwiseRows {
   struct Params {
     DepthwiseShape shape;
     DirectOperands data;
+    EpilogueProgram<T> program;
   };
 
   static CONVT_HOST_DEVICE void load(const Params& params, std::int32_t index, int thread, int threads, char* shared) {
@@ -130,6 +131,16 @@ struct DepthwiseRows {
                         channel * shape.strides.output[1] + item.plane * shape.strides.output[2] +
                         item.row * shape.strides.output[3] + column * shape.strides.output[4];
       const std::int64_t step = h.taps.stride * shape.strides.output[3];
+      if (params.program.count > 0) {
+        std::uint32_t exists = 0;
+#pragma unroll
+        for (int r = 0; r < R; ++r) {
+          exists |= std::uint32_t(item.row + r * std::int32_t(h.taps.stride) < row_limit) << r;
+        }
+        const DepthwiseRowsOf rows = depthwise_rows_of(shape, item.row, column);
+        apply_program<S>(params.program, sum, exists,
+                         OutputPlace{{block.image, channel, item.plane, rows.row, rows.column}}, rows.axis, rows.step);
+      }
 #pragma unroll
       for (int r = 0; r < R; ++r) {
         if (item.row + r * std::int32_t(h.taps.stride) < row_limit) output[r * step] = narrow_to<S>(sum[r]);
@@ -347,13 +358,34 @@ struct DepthwiseChannels {
 
   static CONVT_HOST_DEVICE void store(const Params& params, const DepthwiseBlock& block, const DepthwiseItem& item,
                                       std::int32_t channel, std::int32_t column, std::int32_t row_limit,
-                                      const T (&sum)[R][kLanes]) {
+                                      T (&sum)[R][kLanes]) {
     const DepthwiseShape& shape = params.shape;
     const DepthwiseAxis& h = shape.axis[1];
     S* const output = static_cast<S*>(params.data.output) + block.image * shape.strides.output[0] +
                       channel * shape.strides.output[1] + item.plane * shape.strides.output[2] +
                       item.row * shape.strides.output[3] + column * shape.strides.output[4];
     const std::int64_t step = h.taps.stride * shape.strides.output[3];
+    if (params.program.count > 0) {
+      const DepthwiseRowsOf rows = depthwise_rows_of(shape, item.row, column);
+      OutputPlace place{{block.image, channel, item.plane, rows.row, rows.column}};
+      // Written once, not once per row: the rows take turns.
+#pragma unroll 1
+      for (int r = 0; r < R; ++r) {
+        T first[kLanes];
+#pragma unroll
+        for (int lane = 0; lane < kLanes; ++lane) first[lane] = sum[0][lane];
+        if (item.row + r * std::int32_t(h.taps.stride) < row_limit) {
+          apply_program<S>(params.program, first, (1u << kLanes) - 1, place, 1, 1);
+        }
+        place.at[rows.axis] += rows.step;
+#pragma unroll
+        for (int lane = 0; lane < kLanes; ++lane) {
+#pragma unroll
+          for (int next = 1; next < R; ++next) sum[next - 1][lane] = sum[next][lane];
+          sum[R - 1][lane] = first[lane];
+        }
+      }
+    }
 #pragma unroll
     for (int r = 0; r < R; ++r) {
       if (item.row + r * std::int32_t(h.taps.stride) >= row_limit) continue;

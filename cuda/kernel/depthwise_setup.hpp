@@ -1,6 +1,7 @@
 #pragma once
 
 #include "arch/copy.hpp"
+#include "arch/pointwise.hpp"
 #include "kernel/direct_params.hpp"
 
 // The tile of a thread block of the depthwise kernels, its filter, and the output rows that a thread takes on.
@@ -134,6 +135,18 @@ CONVT_HOST_DEVICE inline DepthwiseItem depthwise_item(const DepthwiseShape& shap
   item.row_q = h.by_stride.quotient(item.row + h.padding);
   item.row_taps = phases[h.phase_begin + h.by_stride.remainder(item.row + h.padding, item.row_q)];
   return item;
+}
+
+// Where a thread's first output lies along H and W, and along which of the output's axes its rows are how far apart.
+struct DepthwiseRowsOf {
+  std::int64_t row, column, step;
+  int axis;
+};
+CONVT_HOST_DEVICE inline DepthwiseRowsOf depthwise_rows_of(const DepthwiseShape& shape, std::int32_t row,
+                                                           std::int32_t column) {
+  const std::int64_t stride = shape.axis[1].taps.stride;
+  if (!shape.fold_output) return {row, column, stride, 3};
+  return {0, column + std::int64_t(row) * shape.fold_output, stride * shape.fold_output, 4};
 }
 
 // First row index of a thread's column that does not exist.

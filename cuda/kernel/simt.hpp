@@ -1,6 +1,7 @@
 #pragma once
 
 #include "arch/copy.hpp"
+#include "arch/pointwise.hpp"
 #include "kernel/simt_setup.hpp"
 
 // Any operator on CUDA cores. A block computes channels x pixels of one phase, K running over the positions that its pixels
@@ -18,6 +19,7 @@ struct Simt : SimtLayout {
   struct Params {
     SimtShape shape;
     SimtOperands data;
+    EpilogueProgram<T> program;  // forward
   };
 
   // What a thread keeps from one barrier to the next.
@@ -296,6 +298,22 @@ struct Simt : SimtLayout {
     }
   }
 
+  // Forward: the output that is `beyond` pixels behind the tile's pixel p along W; without its channel.
+  static CONVT_HOST_DEVICE OutputPlace place_of(const SimtShape& shape, const SimtBlock& block, int p,
+                                                std::int64_t beyond) {
+    OutputPlace place{};
+    std::int64_t rest = block.pixel + p;
+    if (shape.outer_fastest) place.at[0] = simt_split(rest, shape.outer);
+#pragma unroll
+    for (int a = kAxes - 1; a >= 0; --a) {
+      const std::int64_t q = block.axis[a].q_begin + simt_split(rest, block.axis[a].q_count);
+      place.at[2 + a] = shape.axis[a].taps.stride * q + block.axis[a].phase - shape.axis[a].padding;
+    }
+    if (!shape.outer_fastest) place.at[0] = rest;
+    place.at[1 + kAxes] += beyond;
+    return place;
+  }
+
   static CONVT_HOST_DEVICE void store(const Params& params, int thread, char* shared) {
     const SimtShape& shape = params.shape;
     const SimtBlock& block = *block_at(shared);
@@ -326,6 +344,8 @@ struct Simt : SimtLayout {
         if (o < 0 || o >= axis.result) continue;
       }
       const std::int64_t to = corner + pixel.result + t * strides.axis[kAxes - 1];
+      OutputPlace place{};
+      if (kForward && params.program.count > 0) place = place_of(shape, block, p, t);
       for (int m = m_begin; m < channels; m += m_step) {
         T value = t == 0 ? tile[m * pixel_pitch(shape) + p] : T(0);
         if (Setup::kSplits && shape.splits > 1) {
@@ -335,6 +355,12 @@ struct Simt : SimtLayout {
         if (kForward && params.data.bias) {
           const std::int64_t channel = block.group * shape.channels + block.channel + m;
           value += widen(read_global(static_cast<const S*>(params.data.bias) + channel * shape.strides.bias));
+        }
+        if (kForward && params.program.count > 0) {
+          place.at[1] = block.group * shape.channels + block.channel + m;
+          T mapped[1] = {value};
+          apply_program<S>(params.program, mapped, 1, place, 1, 0);
+          value = mapped[0];
         }
         static_cast<S*>(params.data.result)[to + m * strides.channel] = narrow_to<S>(value);
       }

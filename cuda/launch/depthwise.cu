@@ -44,10 +44,12 @@ void launch_depthwise(const DepthwisePlan& plan, const Pointers& pointers) {
   }
   const DepthwiseLaunch& chosen = std::get<DepthwiseLaunch>(launch);
   use_kernel(plan.dtype, chosen.lanes, [&](auto kernel) {
-    launch_kernel<typename decltype(kernel)::type>(
-        dim3(unsigned(chosen.grid)), chosen.threads, chosen.shared_bytes, pointers.stream,
-        {chosen.shape, {pointers.input, pointers.filter, pointers.bias, pointers.output}},
-        "launching the depthwise kernel");
+    launch_kernel<typename decltype(kernel)::type>(dim3(unsigned(chosen.grid)), chosen.threads, chosen.shared_bytes,
+                                                   pointers.stream,
+                                                   {chosen.shape,
+                                                    {pointers.input, pointers.filter, pointers.bias, pointers.output},
+                                                    program_as<typename decltype(kernel)::type::T>(pointers.program)},
+                                                   "launching the depthwise kernel");
   });
 }
 

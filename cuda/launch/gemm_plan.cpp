@@ -304,6 +304,9 @@ GemmLaunch bind(const GemmPlan& plan, const Pointers& pointers) {
       launch.gemm.direct == 2) {
     launch.gemm.direct = 1;
   }
+  launch.gemm.program = program_as<float>(pointers.program);
+  // Programs map pieces on their way from shared memory to the output.
+  if (launch.gemm.program.count > 0) launch.gemm.direct = 0;
   return launch;
 }
 

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "geometry/dtype.hpp"
+#include "geometry/epilogue.hpp"
 #include "geometry/operator.hpp"
 #include "geometry/problem.hpp"
 
@@ -46,6 +47,7 @@ struct Pointers {
   void* output;
   void* workspace;                        // plan's workspace_bytes, 256-byte aligned
   void* stream;
+  const Program* program = nullptr;       // what follows a forward, or null
 };
 
 }  // namespace convt

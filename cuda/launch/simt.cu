@@ -39,9 +39,10 @@ void use_kernel(const SimtPlan& plan, const Use& use) {
 void launch_simt(const SimtPlan& plan, const Pointers& pointers) {
   const SimtGrid grid = simt_grid(plan.grid);
   use_kernel(plan, [&](auto kernel) {
-    launch_kernel<typename decltype(kernel)::type>(dim3(grid.x, grid.y), plan.threads, plan.shared_bytes,
-                                                   pointers.stream, {plan.shape, simt_operands(plan, pointers)},
-                                                   "launching the simt kernel");
+    launch_kernel<typename decltype(kernel)::type>(
+        dim3(grid.x, grid.y), plan.threads, plan.shared_bytes, pointers.stream,
+        {plan.shape, simt_operands(plan, pointers), program_as<typename decltype(kernel)::type::T>(pointers.program)},
+        "launching the simt kernel");
   });
   if (plan.shape.splits == 1) return;
   launch_sum_partials(plan.sum, plan.dtype, pointers.workspace, pointers.filter, pointers.stream);

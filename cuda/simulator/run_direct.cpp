@@ -8,8 +8,9 @@ namespace convt::simulator {
 namespace {
 
 template <class Kernel>
-void run_depthwise_kernel(const DirectRun& run, const DepthwiseShape& shape, const DirectOperands& data) {
-  const typename Kernel::Params params{shape, data};
+void run_depthwise_kernel(const DirectRun& run, const DepthwiseShape& shape, const DirectOperands& data,
+                          const Program* program) {
+  const typename Kernel::Params params{shape, data, program_as<typename Kernel::T>(program)};
   PoisonedMemory memory(run.shared_bytes);
   for (std::int64_t block = 0; block < run.blocks; ++block) {
     char* const shared = memory.poisoned();
@@ -21,14 +22,14 @@ void run_depthwise_kernel(const DirectRun& run, const DepthwiseShape& shape, con
 
 template <class S>
 void run_depthwise_type(const DirectRun& run, DepthwiseKind kind, const DepthwiseShape& shape,
-                        const DirectOperands& data) {
+                        const DirectOperands& data, const Program* program) {
   switch (kind) {
     case DepthwiseKind::rows:
-      return run_depthwise_kernel<DepthwiseRows<S>>(run, shape, data);
+      return run_depthwise_kernel<DepthwiseRows<S>>(run, shape, data, program);
     case DepthwiseKind::channels:
-      return run_depthwise_kernel<DepthwiseChannels<S, 1>>(run, shape, data);
+      return run_depthwise_kernel<DepthwiseChannels<S, 1>>(run, shape, data, program);
     case DepthwiseKind::channel_vectors:
-      return run_depthwise_kernel<DepthwiseChannels<S, kPacked<S>>>(run, shape, data);
+      return run_depthwise_kernel<DepthwiseChannels<S, kPacked<S>>>(run, shape, data, program);
   }
 }
 
@@ -43,10 +44,10 @@ void run_sum(const SumShape& shape, const Pointers& pointers) {
 
 // The order of Simt::operator().
 template <class S, Operator op>
-void run_simt_kernel(const DirectRun& run, const SimtShape& shape, const SimtOperands& data) {
+void run_simt_kernel(const DirectRun& run, const SimtShape& shape, const SimtOperands& data, const Program* program) {
   using Kernel = Simt<S, op>;
   using Setup = typename Kernel::Setup;
-  const typename Kernel::Params params{shape, data};
+  const typename Kernel::Params params{shape, data, program_as<typename Kernel::T>(program)};
   PoisonedMemory memory(run.shared_bytes);
   std::vector<typename Kernel::Thread> states(run.threads);
   for (std::int64_t block = 0; block < run.blocks; ++block) {
@@ -80,11 +81,11 @@ void run_simt_type(const DirectRun& run, const SimtPlan& plan, const Pointers& p
   const SimtOperands data = simt_operands(plan, pointers);
   switch (plan.op) {
     case Operator::forward:
-      return run_simt_kernel<S, Operator::forward>(run, plan.shape, data);
+      return run_simt_kernel<S, Operator::forward>(run, plan.shape, data, pointers.program);
     case Operator::grad_input:
-      return run_simt_kernel<S, Operator::grad_input>(run, plan.shape, data);
+      return run_simt_kernel<S, Operator::grad_input>(run, plan.shape, data, pointers.program);
     case Operator::grad_weight:
-      run_simt_kernel<S, Operator::grad_weight>(run, plan.shape, data);
+      run_simt_kernel<S, Operator::grad_weight>(run, plan.shape, data, pointers.program);
       if (plan.shape.splits > 1) run_sum<S>(plan.sum, pointers);
   }
 }
@@ -92,16 +93,16 @@ void run_simt_type(const DirectRun& run, const SimtPlan& plan, const Pointers& p
 }  // namespace
 
 void run_depthwise(const DirectRun& run, DType dtype, DepthwiseKind kind, const DepthwiseShape& shape,
-                   const DirectOperands& data) {
+                   const DirectOperands& data, const Program* program) {
   switch (dtype) {
     case DType::float32:
-      return run_depthwise_type<float>(run, kind, shape, data);
+      return run_depthwise_type<float>(run, kind, shape, data, program);
     case DType::float64:
-      return run_depthwise_type<double>(run, kind, shape, data);
+      return run_depthwise_type<double>(run, kind, shape, data, program);
     case DType::float16:
-      return run_depthwise_type<Float16>(run, kind, shape, data);
+      return run_depthwise_type<Float16>(run, kind, shape, data, program);
     case DType::bfloat16:
-      return run_depthwise_type<BFloat16>(run, kind, shape, data);
+      return run_depthwise_type<BFloat16>(run, kind, shape, data, program);
   }
 }
 

@@ -20,7 +20,7 @@ struct DirectRun {
 enum class DepthwiseKind { rows, channels, channel_vectors };
 
 void run_depthwise(const DirectRun& run, DType dtype, DepthwiseKind kind, const DepthwiseShape& shape,
-                   const DirectOperands& data);
+                   const DirectOperands& data, const Program* program);
 // With the sum of its splits.
 void run_simt(const SimtPlan& plan, const Pointers& pointers, bool backwards);
 

@@ -148,6 +148,7 @@ def cuda_run(
     workspace: int,
     device: int,
     stream: int,
+    epilogue: Sequence[tuple[str, float, float, tuple[int, str, Sequence[int]] | None]] | None = None,
 ) -> None: ...
 def simulate(
     plan: CudaPlan,
@@ -159,6 +160,7 @@ def simulate(
     order: int = 0,
     late_copies: bool = False,
     skipped_barrier: int = -1,
+    epilogue: Sequence[tuple[str, float, float, tuple[int, str, Sequence[int]] | None]] | None = None,
 ) -> dict[str, Any]: ...
 def run_direct(
     family: str,
@@ -176,4 +178,5 @@ def run_direct(
     backwards: bool = False,
     unaligned: bool = False,
     dry: bool = False,
+    epilogue: Sequence[tuple[str, float, float, Tensor | None]] | None = None,
 ) -> dict[str, Any]: ...
