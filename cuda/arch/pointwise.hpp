@@ -93,7 +93,7 @@ CONVT_HOST_DEVICE inline void apply_program(const EpilogueProgram<Accumulator<S>
                                             const OutputPlace& place, int axis, std::int64_t spread) {
   using T = Accumulator<S>;
   // Costly operations are written once, not once per value: the values take turns in the first registers.
-  constexpr int kTogether = kCount >= 16 ? 4 : kCount >= 2 ? 2 : 1;
+  constexpr int kTogether = kCount >= 2 ? 2 : 1;
   static_assert(kCount % kTogether == 0 && kCount <= 32, "values take turns; a bit for each");
 #pragma unroll 1
   for (int index = 0; index < program.count; ++index) {

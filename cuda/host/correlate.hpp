@@ -238,7 +238,7 @@ struct Block {
   const bool* reached;              // [W phase]: has any tap
 };
 
-// A destination row through a program. What follows the row in the buffer, up to a vector, is overwritten.
+// A destination row through a program, in place or from a buffer, where what follows it up to a vector is overwritten.
 template <class S, class T>
 void store_program(const Program& program, S* to, std::int64_t stride, T* row, PieceAt piece, bool streaming) {
   const std::int64_t pixels = piece.count, first = piece.at[4];
@@ -252,6 +252,7 @@ void store_program(const Program& program, S* to, std::int64_t stride, T* row, P
     return;
   }
   if constexpr (sizeof(S) == sizeof(T)) {
+    if (row == to) return;
     if (streaming) {
       const bool reached = true;
       return interleave<true>(to, row, 0, &reached, true, 1, pixels, T(0));
@@ -288,10 +289,10 @@ void store_block(const CorrelationArgs& args, const Box& box, const Block<T>& bl
                            out_h = stride[1] * (box.begin[1] + h) + phase_h;
         if (by_channel) {
           for (std::int64_t w = 0; w < smaller(stride[2], pixels); ++w) {
-            scatter_channels(row + w * to.strides[4], stride[2] * to.strides[4],
-                             block.reached[w] ? from + w * phase_pitch : nullptr, pitch,
-                             divide_up(pixels - w, stride[2]), block.rows, bias, args.program,
-                             {{n, block.channel, out_d, out_h, w_begin + w}, 4, stride[2], 1, 0, 0});
+            scatter_channels(
+                row + w * to.strides[4], stride[2] * to.strides[4], block.reached[w] ? from + w * phase_pitch : nullptr,
+                pitch, divide_up(pixels - w, stride[2]), block.rows, bias, args.program,
+                {{n, block.channel, out_d, out_h, w_begin + w}, 4, stride[2], 1, 0, 0, 4, kLanes<T> * stride[2]});
           }
           continue;
         }
@@ -300,9 +301,14 @@ void store_block(const CorrelationArgs& args, const Box& box, const Block<T>& bl
           S* const out = row + r * to.strides[1];
           const T added = bias ? bias[r] : T(0);
           if (args.program) {
-            interleave<false>(row_buffer, source, phase_pitch, block.reached, any, stride[2], pixels, added);
-            store_program<S>(*args.program, out, to.strides[4], row_buffer,
-                             {{n, block.channel + r, out_d, out_h, w_begin}, 0, 0, 4, 1, pixels}, streaming);
+            T* work = row_buffer;
+            if constexpr (sizeof(S) == sizeof(T)) {
+              if (to.strides[4] == 1 && !streaming && pixels % kLanes<T> == 0) work = out;
+            }
+            interleave<false>(work, source, phase_pitch, block.reached, any, stride[2], pixels, added);
+            store_program<S>(*args.program, out, to.strides[4], work,
+                             {{n, block.channel + r, out_d, out_h, w_begin}, 0, 0, 4, 1, pixels, 3, stride[1]},
+                             streaming);
             continue;
           }
           if constexpr (sizeof(S) == sizeof(T)) {
@@ -429,7 +435,7 @@ void correlate_exact(const CorrelationArgs& args, std::int64_t image, std::int64
         row[at] = sum;
         if (at + 1 < kPiece && w + 1 < to.sizes[4]) continue;
         store_program<S>(*args.program, line + (w - at) * to.strides[4], to.strides[4], row,
-                         {{image, channel, d, h, w - at}, 0, 0, 4, 1, at + 1}, false);
+                         {{image, channel, d, h, w - at}, 0, 0, 4, 1, at + 1, 0, 0}, false);
       }
     }
   }

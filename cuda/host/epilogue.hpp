@@ -1,6 +1,7 @@
 #pragma once
 
 #include "geometry/epilogue.hpp"
+#include "host/grid.hpp"
 #include "host/vector_math.hpp"
 
 // The steps of an epilogue on pieces of destination rows, while they are in the first cache.
@@ -13,55 +14,88 @@ struct PieceAt {
   std::int64_t row_step;     // elements of the axis from one row to the next
   int axis;                  // along a row
   std::int64_t rows, count;
+  int next_axis;             // the piece after this one begins next_step further
+  std::int64_t next_step;
 };
 
 inline constexpr std::int64_t kPiece = 512;   // values of a piece: rows rounded up to vectors
-
-template <class S, class T>
-inline void read_row(T* to, const S* from, std::int64_t stride, std::int64_t count) {
-  if (stride == 1) {
-    widen_row(to, from, count);
-  } else if (stride == 0) {
-    const Vec<T> same = Vec<T>{} + T(widen(from[0]));
-    for (std::int64_t i = 0; i < count; i += kLanes<T>) store(to + i, same);
-  } else {
-    for (std::int64_t i = 0; i < count; ++i) to[i] = widen(from[i * stride]);
-  }
-}
-
-template <class S, class T>
-void read_tensor(T* to, const EpilogueTensor& tensor, const PieceAt& piece, std::int64_t pitch) {
-  std::int64_t first = 0;
-  for (int axis = 0; axis < 5; ++axis) first += piece.at[axis] * tensor.strides[axis];
-  const std::int64_t step = piece.row_step * tensor.strides[piece.row_axis], stride = tensor.strides[piece.axis];
-  for (std::int64_t row = 0; row < piece.rows; ++row, first += step, to += pitch) {
-    if (tensor.dtype == DType::float32) {
-      read_row(to, static_cast<const float*>(tensor.data) + first, stride, piece.count);
-    } else {
-      read_row(to, static_cast<const S*>(tensor.data) + first, stride, piece.count);
-    }
-  }
-}
 
 template <class T, class Map>
 inline void each_vector(T* values, std::int64_t count, Map map) {
   for (std::int64_t i = 0; i < count; i += kLanes<T>) store(values + i, map(load(values + i)));
 }
 
-template <class T>
-void apply_binary(Pointwise operation, T* values, const T* others, std::int64_t count) {
+// Values and a row of an operand. What lies behind the row is not read.
+template <class S, class T, class Map>
+inline void each_pair(T* values, const S* from, std::int64_t stride, std::int64_t count, Map map) {
+  constexpr int L = kLanes<T>;
+  if (stride == 0) {
+    const Vec<T> same = Vec<T>{} + T(widen(from[0]));
+    return each_vector(values, count, [&](Vec<T> x) { return map(x, same); });
+  }
+  std::int64_t i = 0;
+  if constexpr (sizeof(S) == sizeof(T)) {
+    if (stride == 1) {
+      for (; i + L <= count; i += L) store(values + i, map(load(values + i), load(from + i)));
+    }
+  }
+  constexpr std::int64_t most = 8 * L;
+  for (; i < count; i += most) {
+    alignas(64) T others[most];
+    const std::int64_t some = smaller(most, count - i);
+    if (stride == 1) {
+      widen_row(others, from + i, some);
+    } else {
+      for (std::int64_t j = 0; j < some; ++j) others[j] = widen(from[(i + j) * stride]);
+    }
+    for (std::int64_t j = 0; j < some; j += L) store(values + i + j, map(load(values + i + j), load(others + j)));
+  }
+}
+
+template <class S, class T, class Map>
+inline void each_row(T* values, const EpilogueTensor& tensor, const PieceAt& piece, std::int64_t pitch, Map map) {
+  const S* from = static_cast<const S*>(tensor.data);
+  for (int axis = 0; axis < 5; ++axis) from += piece.at[axis] * tensor.strides[axis];
+  const std::int64_t step = piece.row_step * tensor.strides[piece.row_axis], stride = tensor.strides[piece.axis];
+  const std::int64_t next = piece.next_step * tensor.strides[piece.next_axis];
+  if constexpr (sizeof(S) == sizeof(T)) {
+    if (stride == 1 && piece.count == kLanes<T> && pitch == kLanes<T>) {
+      for (std::int64_t row = 0; row < piece.rows; ++row) {
+        __builtin_prefetch(from + row * step + next);
+        store(values + row * pitch, map(load(values + row * pitch), load(from + row * step)));
+      }
+      return;
+    }
+  }
+  for (std::int64_t row = 0; row < piece.rows; ++row, from += step, values += pitch) {
+    // Pieces are short and lie apart: hardware would see each one too late.
+    if (stride == 1 && next != 0) {
+      for (std::int64_t i = 0; i < piece.count; i += std::int64_t(64 / sizeof(S))) __builtin_prefetch(from + next + i);
+    }
+    each_pair(values, from, stride, piece.count, map);
+  }
+}
+
+template <class S, class T>
+void apply_binary(Pointwise operation, T* values, const EpilogueTensor& tensor, const PieceAt& piece,
+                  std::int64_t pitch) {
+  using V = Vec<T>;
   const auto each = [&](auto map) {
-    for (std::int64_t i = 0; i < count; i += kLanes<T>) store(values + i, map(load(values + i), load(others + i)));
+    if (tensor.dtype == DType::float32) {
+      each_row<float>(values, tensor, piece, pitch, map);
+    } else {
+      each_row<S>(values, tensor, piece, pitch, map);
+    }
   };
   switch (operation) {
     case Pointwise::add:
-      return each([](Vec<T> x, Vec<T> y) { return x + y; });
+      return each([](V x, V y) { return x + y; });
     case Pointwise::sub:
-      return each([](Vec<T> x, Vec<T> y) { return x - y; });
+      return each([](V x, V y) { return x - y; });
     case Pointwise::mul:
-      return each([](Vec<T> x, Vec<T> y) { return x * y; });
+      return each([](V x, V y) { return x * y; });
     default:
-      return each([](Vec<T> x, Vec<T> y) { return x / y; });
+      return each([](V x, V y) { return x / y; });
   }
 }
 
@@ -118,9 +152,7 @@ void apply_program(const Program& program, T* values, const PieceAt& piece, std:
     if (step.tensor < 0) {
       apply_unary(step, values, count);
     } else {
-      alignas(64) T others[kPiece];
-      read_tensor<S>(others, program.tensors[step.tensor], piece, pitch);
-      apply_binary(step.operation, values, others, count);
+      apply_binary<S>(step.operation, values, program.tensors[step.tensor], piece, pitch);
     }
   }
 }

@@ -12,7 +12,7 @@ struct FloatFormat<float> {
   static constexpr int mantissa = 23, bias = 127;
   static constexpr float rounder = 0x1.8p23f;      // added and taken away: the nearest integer
   static constexpr float ln2_high = 0.693359375f, ln2_low = -2.12194440054690583e-4f;   // integer * high is exact
-  static constexpr float exp_least = -104, exp_most = 89;   // beyond: zero, infinity
+  static constexpr float exp_least = -88, exp_most = 89;   // the powers of 2 there are zero and infinity
   static constexpr int taylor = 7;                 // degree of exp on [-ln 2 / 2, ln 2 / 2]
   static constexpr std::int32_t high_half = ~0xfff;   // bits whose square is exact
 };
@@ -21,7 +21,7 @@ struct FloatFormat<double> {
   static constexpr int mantissa = 52, bias = 1023;
   static constexpr double rounder = 0x1.8p52;
   static constexpr double ln2_high = 0x1.62e42fep-1, ln2_low = 0x1.f473de6af278fp-30;
-  static constexpr double exp_least = -746, exp_most = 710;
+  static constexpr double exp_least = -709.2, exp_most = 710;
   static constexpr int taylor = 13;
   static constexpr std::int64_t high_half = ~0x7ffffffLL;
 };
@@ -90,15 +90,13 @@ inline Vec<T> exp_tail(Vec<T> x) {
   return sum;
 }
 
-// exp(x + low), where low is small; |x| may be anything.
+// exp(x + low), where low is small; zero where it would be subnormal, infinity from exponent 128 (1024) on.
 template <class T>
 inline Vec<T> exponential(Vec<T> x, Vec<T> low = Vec<T>{}) {
   using Format = FloatFormat<T>;
   const Reduced<T> reduced = reduce<T>(at_least<T>(at_most<T>(x, Format::exp_most), Format::exp_least), low);
   const Vec<T> mantissa = (reduced.rest * reduced.rest) * exp_tail<T>(reduced.rest) + reduced.rest + T(1);
-  // In two factors: the result may be subnormal, or the power alone too large.
-  const Vec<LaneInteger<T>> half = reduced.exponent >> 1;
-  return mantissa * power_of_2<T>(half) * power_of_2<T>(reduced.exponent - half);
+  return mantissa * power_of_2<T>(reduced.exponent);
 }
 
 template <class T>
@@ -140,12 +138,14 @@ template <class T>
 inline Vec<T> normal_tail(Vec<T> x) {
   const Vec<T> y = at_most<T>(absolute<T>(x), T(40));
   const Vec<T> high = from_bits<T>(bits_of<T>(y) & LaneInteger<T>(FloatFormat<T>::high_half));
-  const Vec<T> u = (y - T(4)) / (y + T(4));
+  // One division for both quotients.
+  const Vec<T> above = y + T(4), beyond = y + T(1), inverse = T(1) / (above * beyond);
+  const Vec<T> u = (y - T(4)) * (beyond * inverse);
   constexpr int count = int(sizeof kTail<T> / sizeof(T));
   Vec<T> sum = Vec<T>{} + kTail<T>[count - 1];
 #pragma GCC unroll 32
   for (int i = count - 2; i >= 0; --i) sum = sum * u + kTail<T>[i];
-  return sum / (T(1) + y) * exponential<T>(T(-0.5) * (high * high), T(-0.5) * ((y + high) * (y - high)));
+  return sum * (above * inverse) * exponential<T>(T(-0.5) * (high * high), T(-0.5) * ((y + high) * (y - high)));
 }
 
 }  // namespace convt::host::CONVT_ISA

@@ -132,19 +132,39 @@ struct DepthwiseRows {
                         item.row * shape.strides.output[3] + column * shape.strides.output[4];
       const std::int64_t step = h.taps.stride * shape.strides.output[3];
       if (params.program.count > 0) {
-        std::uint32_t exists = 0;
-#pragma unroll
-        for (int r = 0; r < R; ++r) {
-          exists |= std::uint32_t(item.row + r * std::int32_t(h.taps.stride) < row_limit) << r;
-        }
-        const DepthwiseRowsOf rows = depthwise_rows_of(shape, item.row, column);
-        apply_program<S>(params.program, sum, exists,
-                         OutputPlace{{block.image, channel, item.plane, rows.row, rows.column}}, rows.axis, rows.step);
+        map_rows(params, sum, depthwise_rows_of(shape, item.row, column), block.image, channel, item.plane,
+                 (row_limit - item.row + std::int32_t(h.taps.stride) - 1) / std::int32_t(h.taps.stride));
       }
 #pragma unroll
       for (int r = 0; r < R; ++r) {
         if (item.row + r * std::int32_t(h.taps.stride) < row_limit) output[r * step] = narrow_to<S>(sum[r]);
       }
+    }
+  }
+
+  // The program on the first `left` rows, a few at a time: all of them and an operand for each take too many registers.
+  static CONVT_HOST_DEVICE void map_rows(const Params& params, T (&sum)[R], const DepthwiseRowsOf& rows,
+                                         std::int32_t image, std::int32_t channel, std::int32_t plane,
+                                         std::int32_t left) {
+    constexpr int kPart = 8;
+    static_assert(R % kPart == 0, "whole parts");
+    OutputPlace place{{image, channel, plane, rows.row, rows.column}};
+#pragma unroll 1
+    for (int first = 0; first < R; first += kPart) {
+      T part[kPart];
+      std::uint32_t exists = 0;
+#pragma unroll
+      for (int r = 0; r < kPart; ++r) {
+        part[r] = sum[r];
+        exists |= std::uint32_t(first + r < left) << r;
+      }
+      apply_program<S>(params.program, part, exists, place, rows.axis, rows.row_step + rows.column_step);
+      place.at[3] += kPart * rows.row_step;
+      place.at[4] += kPart * rows.column_step;
+#pragma unroll
+      for (int r = 0; r < R - kPart; ++r) sum[r] = sum[r + kPart];
+#pragma unroll
+      for (int r = 0; r < kPart; ++r) sum[R - kPart + r] = part[r];
     }
   }
 
@@ -377,7 +397,8 @@ struct DepthwiseChannels {
         if (item.row + r * std::int32_t(h.taps.stride) < row_limit) {
           apply_program<S>(params.program, first, (1u << kLanes) - 1, place, 1, 1);
         }
-        place.at[rows.axis] += rows.step;
+        place.at[3] += rows.row_step;
+        place.at[4] += rows.column_step;
 #pragma unroll
         for (int lane = 0; lane < kLanes; ++lane) {
 #pragma unroll

@@ -137,16 +137,17 @@ CONVT_HOST_DEVICE inline DepthwiseItem depthwise_item(const DepthwiseShape& shap
   return item;
 }
 
-// Where a thread's first output lies along H and W, and along which of the output's axes its rows are how far apart.
+// Where a thread's first output lies along H and W, and how far apart its rows are along which of the two: the axis of a
+// tensor, 3 or 4.
 struct DepthwiseRowsOf {
-  std::int64_t row, column, step;
+  std::int64_t row, column, row_step, column_step;
   int axis;
 };
 CONVT_HOST_DEVICE inline DepthwiseRowsOf depthwise_rows_of(const DepthwiseShape& shape, std::int32_t row,
                                                            std::int32_t column) {
   const std::int64_t stride = shape.axis[1].taps.stride;
-  if (!shape.fold_output) return {row, column, stride, 3};
-  return {0, column + std::int64_t(row) * shape.fold_output, stride * shape.fold_output, 4};
+  if (!shape.fold_output) return {row, column, stride, 0, 3};
+  return {0, column + std::int64_t(row) * shape.fold_output, 0, stride * shape.fold_output, 4};
 }
 
 // First row index of a thread's column that does not exist.
