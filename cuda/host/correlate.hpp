@@ -193,6 +193,17 @@ inline void interleave(T* __restrict to, const T* __restrict from, std::int64_t 
   }
 }
 
+// What a program does is out of line: the code without one stays as it is.
+template <class S, class T>
+[[gnu::noinline]] void store_square(const Program& program, S* to, std::int64_t pixel_stride,
+                                    const Vec<T> (&rows)[kLanes<T>], Vec<T> bias, const PieceAt& piece) {
+  constexpr int L = kLanes<T>;
+  alignas(64) T square[L * L];
+  for (int i = 0; i < piece.rows; ++i) store(square + i * L, rows[i] + bias);
+  apply_program<S>(program, square, piece, L);
+  for (int i = 0; i < piece.rows; ++i) narrow_row(to + i * pixel_stride, square + i * L, piece.count);
+}
+
 // Channels are neighbours in memory: one phase's row goes out in vector-sized squares.
 template <class S, class T>
 void scatter_channels(S* to, std::int64_t pixel_stride, const T* from, std::int64_t channel_pitch, std::int64_t pixels,
@@ -210,15 +221,11 @@ void scatter_channels(S* to, std::int64_t pixel_stride, const T* from, std::int6
       }
       const int pixel_count = int(smaller(L, pixels - pixel));
       if (program) {
-        alignas(64) T square[L * L];
-        for (int i = 0; i < pixel_count; ++i) store(square + i * L, rows[i] + added);
         piece.at[1] = first_channel + channel;
         piece.at[4] = first_pixel + pixel * piece.row_step;
         piece.rows = pixel_count;
         piece.count = count;
-        apply_program<S>(*program, square, piece, L);
-        for (int i = 0; i < pixel_count; ++i)
-          narrow_row(to + (pixel + i) * pixel_stride + channel, square + i * L, count);
+        store_square<S, T>(*program, to + pixel * pixel_stride + channel, pixel_stride, rows, added, piece);
         continue;
       }
       for (int i = 0; i < pixel_count; ++i) {
@@ -228,6 +235,18 @@ void scatter_channels(S* to, std::int64_t pixel_stride, const T* from, std::int6
       }
     }
   }
+}
+
+template <class S, class T>
+[[gnu::noinline]] void interleave_program(const CorrelationArgs& args, S* to, T* row, const T* from,
+                                          std::int64_t phase_pitch, const bool* reached, bool any, T bias,
+                                          const PieceAt& piece) {
+  const std::int64_t stride = args.destination.strides[4];
+  if constexpr (sizeof(S) == sizeof(T)) {
+    if (stride == 1 && !args.streaming && piece.count % kLanes<T> == 0) row = to;
+  }
+  interleave<false>(row, from, phase_pitch, reached, any, args.destination_stride[2], piece.count, bias);
+  store_program<S>(*args.program, to, stride, row, piece, args.streaming);
 }
 
 // Where the accumulators of a block of channels for one (D, H) phase are, and what they become.
@@ -240,7 +259,8 @@ struct Block {
 
 // A destination row through a program, in place or from a buffer, where what follows it up to a vector is overwritten.
 template <class S, class T>
-void store_program(const Program& program, S* to, std::int64_t stride, T* row, PieceAt piece, bool streaming) {
+[[gnu::noinline]] void store_program(const Program& program, S* to, std::int64_t stride, T* row, PieceAt piece,
+                                     bool streaming) {
   const std::int64_t pixels = piece.count, first = piece.at[4];
   for (std::int64_t begin = 0; begin < pixels; begin += kPiece) {
     piece.at[4] = first + begin;
@@ -301,14 +321,8 @@ void store_block(const CorrelationArgs& args, const Box& box, const Block<T>& bl
           S* const out = row + r * to.strides[1];
           const T added = bias ? bias[r] : T(0);
           if (args.program) {
-            T* work = row_buffer;
-            if constexpr (sizeof(S) == sizeof(T)) {
-              if (to.strides[4] == 1 && !streaming && pixels % kLanes<T> == 0) work = out;
-            }
-            interleave<false>(work, source, phase_pitch, block.reached, any, stride[2], pixels, added);
-            store_program<S>(*args.program, out, to.strides[4], work,
-                             {{n, block.channel + r, out_d, out_h, w_begin}, 0, 0, 4, 1, pixels, 3, stride[1]},
-                             streaming);
+            interleave_program<S>(args, out, row_buffer, source, phase_pitch, block.reached, any, added,
+                                  {{n, block.channel + r, out_d, out_h, w_begin}, 0, 0, 4, 1, pixels, 3, stride[1]});
             continue;
           }
           if constexpr (sizeof(S) == sizeof(T)) {
