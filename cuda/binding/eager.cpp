@@ -290,7 +290,9 @@ nb::object stand_in() {
   // Lives as long as the function it describes: for good.
   static const std::string name = "conv_transpose" + std::to_string(Rank) + "d";
   static const std::string documentation =
-      name + "(input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1)\n--\n\n" +
+      name +
+      "(input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1, *, "
+      "epilogue=None)\n--\n\n" +
       nb::cast<std::string>(nb::str(nb::handle(connected().full[Rank - 1]).attr("__doc__")));
   static PyMethodDef method = method_of(name.c_str(), &conv_transpose<Rank>, documentation.c_str());
   return c_function(method);

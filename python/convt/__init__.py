@@ -4,6 +4,7 @@ from . import (
     _C,
     eager,
     functional,
+    graph,
     heuristics,
     nn,
     operators,
@@ -16,6 +17,7 @@ from . import (
 )
 from .accelerate import accelerate
 from .functional import conv_transpose1d, conv_transpose2d, conv_transpose3d
+from .graph import compile_backend
 from .settings import backend, current_backend, current_precision, precision
 from .tuning import tune
 
@@ -26,12 +28,14 @@ __version__: str = _C.build_info()["version"]
 __all__ = [
     "accelerate",
     "backend",
+    "compile_backend",
     "conv_transpose1d",
     "conv_transpose2d",
     "conv_transpose3d",
     "current_backend",
     "current_precision",
     "functional",
+    "graph",
     "nn",
     "precision",
     "tune",

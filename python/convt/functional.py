@@ -12,14 +12,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.compiler import is_dynamo_compiling
 from torch.nn import Parameter
 
-from . import inductor, operators
+from . import fused, inductor, operators
 from .eager import entry
-from .ops import KERNELS, OUTPUT, OVERLOADS, PUBLIC, Form, differentiable
+from .epilogue import flatten, parse
+from .ops import KERNELS, OUTPUT, OVERLOADS, PUBLIC, Form, _skips_dispatch, differentiable
 from .problem import LARGEST, Geometry, Ints
 from .recorded import record
+
+Epilogue = Sequence[str | tuple[Any, ...]]
 
 _is_tensor_like: Callable[[object], bool] = torch.overrides.is_tensor_like
 _PLAIN = frozenset((Tensor, Parameter))
@@ -79,6 +83,7 @@ def _conv_transpose(
     output_padding: int | Sequence[int],
     groups: int,
     dilation: int | Sequence[int],
+    epilogue: Epilogue | None,
 ) -> Tensor:
     geometry = Geometry(
         _ints("stride", rank, stride),
@@ -87,6 +92,8 @@ def _conv_transpose(
         groups if type(groups) is int and -LARGEST <= groups <= LARGEST else _int("groups", rank, groups),
         _ints("dilation", rank, dilation),
     )
+    if epilogue:
+        return _with_epilogue(rank, input, weight, bias, geometry, epilogue)
     if (
         not is_dynamo_compiling()
         and type(input) is Tensor
@@ -98,10 +105,31 @@ def _conv_transpose(
         if input.is_cuda and operators.is_atens(input, weight, bias, geometry):
             return _ATEN[rank](input, weight, bias, *geometry)
         return differentiable(OUTPUT, input, weight, bias, Form(geometry))
+    _check_types(rank, input, weight, bias)
+    return PUBLIC[rank](input, weight, bias, *geometry)
+
+
+def _check_types(rank: int, input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     for name, value in (("input", input), ("weight", weight), ("bias", bias)):
         if not (_is_tensor_like(value) or (value is None and name == "bias")):
             raise TypeError(f"conv_transpose{rank}d: {name} must be a Tensor, got {type(value).__name__}")
-    return PUBLIC[rank](input, weight, bias, *geometry)
+
+
+def _with_epilogue(
+    rank: int, input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, steps: Epilogue
+) -> Tensor:
+    _check_types(rank, input, weight, bias)
+    program = parse(f"conv_transpose{rank}d", steps)
+    tensors = (input, weight, bias, *(step.operand for step in program))
+    if (
+        not is_dynamo_compiling()
+        and all(tensor is None or type(tensor) in _PLAIN for tensor in tensors)
+        and input.dim() == rank + 2 == weight.dim()
+        and _skips_dispatch(*tensors)
+        and not (_function_modes() or _any_autocast() or forward_ad._current_level >= 0)
+    ):
+        return fused.ordinary(input, weight, bias, geometry, program)
+    return fused.PUBLIC(input, weight, bias, *geometry, *flatten(program))  # type: ignore[no-any-return]
 
 
 def _conv_transpose1d(
@@ -113,6 +141,8 @@ def _conv_transpose1d(
     output_padding: int | Sequence[int] = 0,
     groups: int = 1,
     dilation: int | Sequence[int] = 1,
+    *,
+    epilogue: Epilogue | None = None,
 ) -> Tensor:
     """1-D transposed convolution: torch.nn.functional.conv_transpose1d, argument for argument.
 
@@ -123,9 +153,14 @@ def _conv_transpose1d(
     stride, padding, output_padding (smaller than stride or dilation) and dilation are integers or one per axis.
     float32, float64, bfloat16 or float16. Differentiable any number of times.
 
-    Raises RuntimeError for shapes, dtypes and values that are not legal, TypeError for arguments of another type.
+    epilogue is a list of pointwise steps that the result goes through before it is rounded, each a name or a tuple of a
+    name and arguments: "relu", ("leaky_relu", 0.1), ("clamp", 0, 6), ("mul", number_or_tensor), ...; tensors broadcast
+    to the output, whose shape and dtype stay. docs/epilogue.md has the list.
+
+    Raises RuntimeError for shapes, dtypes and values that are not legal, TypeError for arguments of another type,
+    ValueError for steps that are not legal.
     """
-    return _conv_transpose(1, input, weight, bias, stride, padding, output_padding, groups, dilation)
+    return _conv_transpose(1, input, weight, bias, stride, padding, output_padding, groups, dilation, epilogue)
 
 
 def _conv_transpose2d(
@@ -137,6 +172,8 @@ def _conv_transpose2d(
     output_padding: int | Sequence[int] = 0,
     groups: int = 1,
     dilation: int | Sequence[int] = 1,
+    *,
+    epilogue: Epilogue | None = None,
 ) -> Tensor:
     """2-D transposed convolution: torch.nn.functional.conv_transpose2d, argument for argument.
 
@@ -147,9 +184,14 @@ def _conv_transpose2d(
     stride, padding, output_padding (smaller than stride or dilation) and dilation are integers or one per axis.
     float32, float64, bfloat16 or float16. Differentiable any number of times.
 
-    Raises RuntimeError for shapes, dtypes and values that are not legal, TypeError for arguments of another type.
+    epilogue is a list of pointwise steps that the result goes through before it is rounded, each a name or a tuple of a
+    name and arguments: "relu", ("leaky_relu", 0.1), ("clamp", 0, 6), ("mul", number_or_tensor), ...; tensors broadcast
+    to the output, whose shape and dtype stay. docs/epilogue.md has the list.
+
+    Raises RuntimeError for shapes, dtypes and values that are not legal, TypeError for arguments of another type,
+    ValueError for steps that are not legal.
     """
-    return _conv_transpose(2, input, weight, bias, stride, padding, output_padding, groups, dilation)
+    return _conv_transpose(2, input, weight, bias, stride, padding, output_padding, groups, dilation, epilogue)
 
 
 def _conv_transpose3d(
@@ -161,6 +203,8 @@ def _conv_transpose3d(
     output_padding: int | Sequence[int] = 0,
     groups: int = 1,
     dilation: int | Sequence[int] = 1,
+    *,
+    epilogue: Epilogue | None = None,
 ) -> Tensor:
     """3-D transposed convolution: torch.nn.functional.conv_transpose3d, argument for argument.
 
@@ -171,9 +215,14 @@ def _conv_transpose3d(
     stride, padding, output_padding (smaller than stride or dilation) and dilation are integers or one per axis.
     float32, float64, bfloat16 or float16. Differentiable any number of times.
 
-    Raises RuntimeError for shapes, dtypes and values that are not legal, TypeError for arguments of another type.
+    epilogue is a list of pointwise steps that the result goes through before it is rounded, each a name or a tuple of a
+    name and arguments: "relu", ("leaky_relu", 0.1), ("clamp", 0, 6), ("mul", number_or_tensor), ...; tensors broadcast
+    to the output, whose shape and dtype stay. docs/epilogue.md has the list.
+
+    Raises RuntimeError for shapes, dtypes and values that are not legal, TypeError for arguments of another type,
+    ValueError for steps that are not legal.
     """
-    return _conv_transpose(3, input, weight, bias, stride, padding, output_padding, groups, dilation)
+    return _conv_transpose(3, input, weight, bias, stride, padding, output_padding, groups, dilation, epilogue)
 
 
 def _traced(rank: int) -> Callable[..., Tensor]:
@@ -192,7 +241,12 @@ def _traced(rank: int) -> Callable[..., Tensor]:
         output_padding: int | Sequence[int] = 0,
         groups: int = 1,
         dilation: int | Sequence[int] = 1,
+        *,
+        epilogue: Epilogue | None = None,
     ) -> Tensor:
+        if epilogue:
+            shared = stride, padding, output_padding, groups, dilation
+            return _conv_transpose(rank, input, weight, bias, *shared, epilogue)
         lists = [(value,) if type(value) is int else value for value in (stride, padding, output_padding, dilation)]
         return op(input, weight, bias, lists[0], lists[1], lists[2], groups, lists[3])
 

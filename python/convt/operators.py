@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd import forward_ad, profiler
 
 from . import _C, heuristics, settings
+from .epilogue import Program, compose, pointers
 from .plan import OPERATORS, Plan, Strides, plan, plan_of_call
 from .problem import (
     RANKS,
@@ -216,8 +217,8 @@ def _check_grad_bias(grad_output: OperandKey) -> None:
 # ---- implementations: native code, or ATen with the result laid out by our rule ----------------------------------
 
 
-def forward(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
-    """Output, (batch, out_channels, *spatial)."""
+def forward(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, program: Program = ()) -> Tensor:
+    """Output, (batch, out_channels, *spatial), with a program applied: by the kernel, or in place to ATen's result."""
     keys = operand(input), operand(weight), None if bias is None else operand(bias)
     call = _forward_call(*keys, geometry, *_switches("forward", input))
     if profiler._is_profiler_enabled:
@@ -228,17 +229,22 @@ def forward(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geomet
 def _forward(call: Call, input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
     if call.native:
         output = _empty(call, input)
-        if call.cuda is None:
-            _C.forward(input, weight, bias, output, *geometry)
+        if call.cuda is not None:
+            _launch(call.cuda, input, weight, bias, output, program)
+        elif program:
+            _C.forward(input, weight, bias, output, *geometry, program)
         else:
-            _launch(call.cuda, input, weight, bias, output)
+            _C.forward(input, weight, bias, output, *geometry)
         return output
     if call.empty:
         return _empty(call, input)
-    return _conform(_convolution(True, input, weight, bias, geometry), call)
+    output = _conform(_convolution(True, input, weight, bias, geometry), call)
+    return compose(output, program, in_place=True) if program else output
 
 
-def _launch(cuda: _C.CudaPlan, input: Tensor, weight: Tensor, bias: Tensor | None, output: Tensor) -> None:
+def _launch(
+    cuda: _C.CudaPlan, input: Tensor, weight: Tensor, bias: Tensor | None, output: Tensor, program: Program = ()
+) -> None:
     """An operator on PyTorch's current stream of the tensors' GPU: asynchronous, and nothing here synchronises.
 
     The tensors are in the forward's places, whichever of them is the result.
@@ -258,6 +264,7 @@ def _launch(cuda: _C.CudaPlan, input: Tensor, weight: Tensor, bias: Tensor | Non
         0 if workspace is None else workspace.data_ptr(),
         device.index,
         _raw_stream(device.index),
+        *([pointers(program)] if program else ()),
     )
 
 
