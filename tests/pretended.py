@@ -14,6 +14,7 @@ import torch
 from convt import _C, eager, operators
 from convt import plan as planning
 from convt.problem import operand
+from programs import composed
 from reference import conv_transpose
 
 DEVICE = torch.device("cuda", 1)
@@ -108,24 +109,26 @@ class Player:
         self.planned.append(made)
         return made
 
-    def cuda_run(self, plan, input, weight, bias, output, workspace, device, stream):
+    def cuda_run(self, plan, input, weight, bias, output, workspace, device, stream, epilogue=()):
         assert (workspace != 0) == (plan.workspace_bytes > 0) and stream == 1000
         pointers = {"input": input, "weight": weight, "bias": bias, "output": output}
         tensors = {name: at(pointers[name], plan, name) for name in plan.sizes}
         assert "bias" in tensors or bias == 0
         # Below a thread of its own: dispatch keys that are excluded here would keep autograd from recording there.
         with ThreadPoolExecutor(1) as thread:
-            thread.submit(compute, plan, tensors).result()
+            thread.submit(compute, plan, tensors, epilogue).result()
         self.ran.append(plan)
         self.devices.append(device)
 
 
-def compute(plan, tensors):
-    """The result of an operator, written where it belongs."""
+def compute(plan, tensors, epilogue):
+    """The result of an operator, with the program that came with it, written where it belongs."""
     place = {"forward": "output", "grad_input": "input", "grad_weight": "weight"}[plan.operator]
     given = {name: tensor.double() for name, tensor in tensors.items() if name != place}
     if plan.operator == "forward":
         value = conv_transpose(**given, **plan.geometry)
+        steps = [(name, a, b, None if where is None else over(where, value.shape)) for name, a, b, where in epilogue]
+        value = composed(steps, value)
     else:
         grad_output = given.pop("output")
         leaf = given[place] = torch.zeros(plan.sizes[place], dtype=torch.float64, requires_grad=True)
@@ -136,10 +139,20 @@ def compute(plan, tensors):
 
 def at(pointer, plan, name):
     """The tensor that a launch means."""
-    size, strides = plan.sizes[name], plan.strides[name]
+    return seen(pointer, plan.dtype, plan.sizes[name], plan.strides[name])
+
+
+def over(where, size):
+    """The operand that a step means, over an output of the given size."""
+    pointer, dtype, strides = where
+    whole = (*size[:2], *(1,) * (5 - len(size)), *size[2:])
+    return seen(pointer, getattr(torch, dtype), whole, strides).reshape(size).double()
+
+
+def seen(pointer, dtype, size, strides):
     elements = 1 + sum((extent - 1) * stride for extent, stride in zip(size, strides, strict=True))
-    memory = (ctypes.c_char * (elements * plan.dtype.itemsize)).from_address(pointer)
-    return torch.frombuffer(memory, dtype=plan.dtype).as_strided(size, strides)
+    memory = (ctypes.c_char * (elements * dtype.itemsize)).from_address(pointer)
+    return torch.frombuffer(memory, dtype=dtype).as_strided(size, strides)
 
 
 def play(monkeypatch):
