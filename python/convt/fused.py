@@ -26,20 +26,19 @@ from torch.autograd import forward_ad
 from torch.compiler import is_dynamo_compiling
 from torch.nn import Parameter
 
-from . import operators, ops
+from . import operators, ops, tracing
 from .epilogue import Program, backward_of, compose, differentiate, fit, flatten, unflatten
-from .ops import INPUT, OUTPUT, WEIGHT, Form
 from .problem import Geometry, Ints, forward_problem
 
 _PLAIN_TYPES = frozenset((Tensor, Parameter))
 
 _PROGRAM = "str names, float[] scalars, Tensor[] operands"
-ops._library.define(f"forward_epilogue(Tensor input, Tensor weight, Tensor? bias, {ops._SHARED}, {_PROGRAM}) -> Tensor")
-ops._library.define(
-    f"conv_transpose_epilogue(Tensor input, Tensor weight, Tensor? bias, {ops._SHARED}, {_PROGRAM}) -> Tensor"
-)
+for _name in ("forward_epilogue", "conv_transpose_epilogue"):
+    _schema = f"{_name}(Tensor input, Tensor weight, Tensor? bias, {ops._SHARED}, {_PROGRAM}) -> Tensor"
+    ops._library.define(_schema, tags=tracing.TAGS)
 _forward_epilogue_op = torch.ops.convt.forward_epilogue.default
 PUBLIC = torch.ops.convt.conv_transpose_epilogue.default
+tracing.call_as_they_are(_forward_epilogue_op)
 
 
 def _plain(tensors: Sequence[Tensor | None]) -> bool:
@@ -73,6 +72,7 @@ class FusedContraction(torch.autograd.Function):
         input, weight, bias = tensors[:3]
         assert input is not None and weight is not None
         ctx.geometry = geometry
+        ctx.channels_last = ops._like_its_operands(input, weight)
         ctx.steps = tuple(step._replace(operand=None) for step in program)
         wanted = ctx.needs_input_grad[2:]
         ctx.plan = backward_of(program, any(wanted[:3]), wanted[3:])
@@ -93,25 +93,26 @@ class FusedContraction(torch.autograd.Function):
             value = ops._forward_op(input, weight, bias, *ctx.geometry)
         inner, operand_grads = differentiate(cotangent, value, program, ctx.plan, wanted[3:])
         del value
-        return None, None, *_cotangents(inner, input, weight, wanted[:3], ctx.geometry), *operand_grads
+        return (
+            None,
+            None,
+            *_cotangents(inner, input, weight, wanted[:3], ctx.geometry, ctx.channels_last),
+            *operand_grads,
+        )
 
 
 def _cotangents(
-    cotangent: Tensor, input: Tensor, weight: Tensor, wanted: Sequence[bool], geometry: Geometry
+    cotangent: Tensor, input: Tensor, weight: Tensor, wanted: Sequence[bool], geometry: Geometry, channels_last: bool
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Those of input, weight and bias of a plain transposed convolution, as far as they are wanted."""
     bias = ops._grad_bias_op(cotangent) if wanted[2] else None
-    channels_last = ops._like_its_operands(input, weight)
     both = all(wanted[:2]) and not (torch.is_grad_enabled() or is_dynamo_compiling())
     if both and ops._skips_dispatch(cotangent, input, weight):
         return *operators.gradients(cotangent, input, weight, geometry, channels_last), bias
-    tensors = {INPUT: input, WEIGHT: weight, OUTPUT: cotangent}
-    form = Form(geometry, tuple(weight.shape[2:]), channels_last)
-    grads = [
-        ops._contract(slot, tensors, None, form) if asked else None
-        for slot, asked in zip((INPUT, WEIGHT), wanted[:2], strict=True)
-    ]
-    return grads[0], grads[1], bias
+    shared = *geometry, channels_last
+    to_input = ops._grad_input_op(cotangent, weight, *shared) if wanted[0] else None
+    to_weight = ops._grad_weight_op(cotangent, input, weight.shape[2:], *shared) if wanted[1] else None
+    return to_input, to_weight, bias
 
 
 def _autograd(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, program: Program) -> Tensor:

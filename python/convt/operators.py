@@ -222,11 +222,13 @@ def forward(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geomet
     keys = operand(input), operand(weight), None if bias is None else operand(bias)
     call = _forward_call(*keys, geometry, *_switches("forward", input))
     if profiler._is_profiler_enabled:
-        return within("forward", call, _forward, input, weight, bias, geometry)
-    return _forward(call, input, weight, bias, geometry)
+        return within("forward", call, _forward, input, weight, bias, geometry, program)
+    return _forward(call, input, weight, bias, geometry, program)
 
 
-def _forward(call: Call, input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+def _forward(
+    call: Call, input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, program: Program
+) -> Tensor:
     if call.native:
         output = _empty(call, input)
         if call.cuda is not None:
