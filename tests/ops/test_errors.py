@@ -91,7 +91,7 @@ CASES = [
     bad("overflows 64-bit sizes", X, W, stride=BIG),
     bad("overflows 64-bit sizes", X, W, dilation=BIG),
     bad("must be positive", X, W, padding=BIG),
-    bad("stride must fit in 64 bits, got 9223372036854775808", X, W, stride=2**63),
+    bad("stride must fit in 64 bits, got 9223372036854775808", X, W, stride=2**63, theirs=ValueError),
     bad("padding must fit in 64 bits", X, W, padding=(1, 2**70), theirs=ValueError),
     bad("stride must be one integer or 2 integers, got (1, 1, 1)", X, W, stride=(1, 1, 1)),
     bad("padding must be one integer or 2 integers, got ()", X, W, padding=()),
@@ -156,9 +156,11 @@ def test_the_op_refuses_the_same(text, args, keywords, theirs):
     "value", (2, (2,), (2, 2), [2, 2], torch.Size([2, 2]), np.int64(2), (np.int64(2), 2), torch.tensor(2)), ids=repr
 )
 def test_what_torch_takes_for_a_stride(backend, value):
-    torch.testing.assert_close(
-        convt.conv_transpose2d(X, W, stride=value), F.conv_transpose2d(X, W, stride=value), rtol=1e-4, atol=1e-4
-    )
+    try:
+        theirs = F.conv_transpose2d(X, W, stride=value)
+    except RuntimeError:
+        pytest.skip(f"torch {torch.__version__} takes no such stride")
+    torch.testing.assert_close(convt.conv_transpose2d(X, W, stride=value), theirs, rtol=1e-4, atol=1e-4)
 
 
 def test_a_bad_call_is_not_cached_as_a_good_one(backend):
