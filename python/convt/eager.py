@@ -47,7 +47,7 @@ def _described(call: operators.Call, compute: Callable[..., Tensor], geometry: G
 
 
 def _forward(call: operators.Call, geometry: Geometry, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return operators._forward(call, input, weight, bias, geometry)
+    return operators._forward(call, input, weight, bias, geometry, ())
 
 
 def _grad_input(call: operators.Call, geometry: Geometry, grad_output: Tensor, weight: Tensor) -> Tensor:
