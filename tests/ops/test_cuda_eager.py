@@ -1,7 +1,7 @@
 """The eager entry on a GPU that is not there: the same C code that runs on one, with the launch itself played.
 
 What it reads off the tensors, looks up, allocates and hands to the launch is what it does on a GPU;
-tests/cuda/test_eager.py repeats the main ones where there is one.
+tests/cuda/test_eager_calls.py repeats the main ones where there is one.
 """
 
 from __future__ import annotations
