@@ -78,6 +78,9 @@ struct Call {
   bool any_negated() const {
     return is_negated(values[kInput]) || is_negated(values[kWeight]) || (has_bias && is_negated(values[kBias]));
   }
+  bool any_dual() const {
+    return is_dual(values[kInput]) || is_dual(values[kWeight]) || (has_bias && is_dual(values[kBias]));
+  }
   bool wants_any_grad() const {
     return wants_grad(values[kWeight]) || wants_grad(values[kInput]) || (has_bias && wants_grad(values[kBias]));
   }
@@ -184,8 +187,8 @@ PyObject* answer(Entry entry, int rank, PyObject* const* arguments, Py_ssize_t c
   };
   Call call;
   if (!call.parse(arguments, count, keywords) || !call.tensors_only() ||
-      !unwatched(torch.op_watcher_count, torch.watcher_count) || in_forward_ad() || !call.parse_numbers(rank) ||
-      !call.describe_tensors(rank)) {
+      !unwatched(torch.op_watcher_count, torch.watcher_count) || in_forward_ad() ||
+      (entry == Entry::op && call.any_dual()) || !call.parse_numbers(rank) || !call.describe_tensors(rank)) {
     return in_python();
   }
   int cast_to = -1;

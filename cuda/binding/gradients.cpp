@@ -139,6 +139,7 @@ PyObject* gradient_op(Operator op, bool in_graph, PyObject* const* arguments, Py
   Numbers numbers;
   std::int64_t kernel_size[3] = {};
   if (count != first + 6 || !unwatched(0, torch.watcher_count) || in_forward_ad() ||
+      (!in_graph && (is_dual(arguments[0]) || is_dual(arguments[1]))) ||
       !is_ordinary(arguments[0], nullptr, grad_output) || !is_ordinary(arguments[1], &grad_output, other)) {
     return in_python();
   }

@@ -51,6 +51,9 @@ void set_connection(const nb::dict& from) {
   made->raw_stream = keep("raw_stream");
   made->forward_ad = keep("forward_ad");
   made->current_level = intern("_current_level");
+  made->unpack_dual = keep("unpack_dual");
+  made->of_level = nb::make_tuple("level").release().ptr();
+  made->lowest_level = nb::int_(0).release().ptr();
   made->uint8 = keep("uint8");
   made->requires_grad = keep("requires_grad");
   made->get_requires_grad =
@@ -127,6 +130,15 @@ bool in_forward_ad() {
   const Owned level(PyObject_GetItem(connection->forward_ad, connection->current_level));
   std::int64_t value = 0;
   if (level && integer(level.object, value)) return value >= 0;
+  PyErr_Clear();
+  return true;
+}
+
+bool is_dual(PyObject* tensor) {
+  PyObject* arguments[2] = {tensor, connection->lowest_level};
+  const Owned pair(PyObject_Vectorcall(connection->unpack_dual, arguments, 1, connection->of_level));
+  const Owned tangent(pair ? PySequence_GetItem(pair.object, 1) : nullptr);
+  if (tangent) return tangent.object != Py_None;
   PyErr_Clear();
   return true;
 }

@@ -55,6 +55,7 @@ struct Connection {
   int op_watcher_count;  // the first ones ask for convt's op by name; to the others ATen's is as good
   PyObject* forward_ad;  // the dictionary that holds _current_level
   PyObject *current_level, *is_neg, *new_empty, *new_empty_strided, *to, *sum;
+  PyObject *unpack_dual, *of_level, *lowest_level;  // (tensor, level=0) -> its primal and tangent
   PyObject* of_bytes;  // the keywords of new_empty for a workspace
   PyObject* uint8;
   PyObject* requires_grad;  // Tensor's descriptor: asked directly, it costs a third of an attribute look-up
@@ -78,6 +79,9 @@ bool is_false(PyObject* owned);
 bool ask(PyObject* function);   // true unless the answer is false
 bool unwatched(int begin, int end);
 bool in_forward_ad();
+// Whether a tensor has a tangent. in_forward_ad tells of levels entered by torch.autograd.forward_ad; Dynamo's graphs enter them
+// without it.
+bool is_dual(PyObject* tensor);
 bool is_tensor(PyObject* value, bool parameter_too);
 bool wants_grad(PyObject* tensor);
 bool is_negated(PyObject* tensor);

@@ -221,6 +221,7 @@ def entry(
             "op_watchers": 3,
             "requires_grad": torch._C.TensorBase.__dict__["requires_grad"],
             "forward_ad": vars(forward_ad),
+            "unpack_dual": torch._VF._unpack_dual,
         }
     )
     settings.observers.append(_obey)

@@ -77,7 +77,7 @@ def test_the_forced_backend_runs(monkeypatch):
         ran.clear()
         with convt.backend(name):
             convt.functional._conv_transpose2d(input, weight)
-            torch.ops.convt.conv_transpose2d(input, weight)
+            torch.ops.convt.conv_transpose2d(input[:, :, 1:], weight)  # C answers a problem that Python has planned
         assert ran == [name, name]
 
 

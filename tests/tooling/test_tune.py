@@ -327,15 +327,15 @@ def test_the_command_tunes_a_file_of_problems_and_shows_and_clears(store, tmp_pa
 
 
 def test_the_command_tunes_a_model(tmp_path, monkeypatch, capsys):
-    (tmp_path / "mymodel.py").write_text(
+    (tmp_path / "tuned_model.py").write_text(
         "import torch\ndef made():\n    return torch.nn.ConvTranspose1d(2, 2, 3), torch.randn(1, 2, 9)\n"
         "def nothing():\n    return torch.nn.Linear(2, 2), torch.randn(1, 2)\n"
     )
     monkeypatch.chdir(tmp_path)
-    assert cli.main(["tune", "--model", "mymodel:made", "--seconds", "0.001"]) == 0
+    assert cli.main(["tune", "--model", "tuned_model:made", "--seconds", "0.001"]) == 0
     assert "1d k3 s1 2->2 9 b1" in capsys.readouterr().out
-    assert cli.main(["tune", "--model", "mymodel:nothing"]) == 2
-    assert "no transposed convolution in mymodel:nothing" in capsys.readouterr().err
+    assert cli.main(["tune", "--model", "tuned_model:nothing"]) == 2
+    assert "no transposed convolution in tuned_model:nothing" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

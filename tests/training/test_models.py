@@ -101,7 +101,8 @@ def test_losses_follow_pytorchs(kernels, device, mode, name):
     if name == "dcgan":  # the first layer's latents want no gradient
         calls["grad_input"] -= 1
     counted = {"cuda_run": sum(calls.values())} if device == "cuda" else calls
-    assert {name: count / STEPS for name, count in kernels.items() if count} == counted
+    # Every layer is planned in Python once; from then on C answers.
+    assert {name: count for name, count in kernels.items() if count} == counted
 
     assert ours.isfinite().all()
     first, last = ours[:4, 0].mean(), ours[-4:, 0].mean()
