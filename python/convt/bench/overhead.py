@@ -124,7 +124,8 @@ def measure(
 ) -> Iterator[Line]:
     """conv_transpose2d on one element in every way of CASES, with one thread.
 
-    Many short turns: on a machine that has other work the least of them is the one that nothing interrupted.
+    Many short turns, the more the cheaper a call: on a machine that has other work the least of them is the one that
+    nothing interrupted.
     """
     from torch._inductor import config
 
@@ -138,9 +139,10 @@ def measure(
         with convt.backend(backend), case.around(device), caches, _one_thread():
             layers = [_layer(function, case.compiled) for function in (F.conv_transpose2d, convt.conv_transpose2d)]
             calls = [case.call(layer, device) for layer in layers]
-            torch_ns, ns = least_nanoseconds(
-                calls, number=number, repeats=repeats, settle=torch.cuda.synchronize if on_gpu else lambda: None
-            )
+            settle = torch.cuda.synchronize if on_gpu else lambda: None
+            rough = max(least_nanoseconds(calls, number=number, repeats=3, settle=settle))
+            turns = max(repeats, min(25 * repeats, int(repeats * 0.005e9 / (number * rough))))
+            torch_ns, ns = least_nanoseconds(calls, number=number, repeats=turns, settle=settle)
         commit = machine.commit()
         yield Line("overhead", case.name, place, backend, torch.__version__, commit, ns, torch_ns, torch_ns / ns)
 
