@@ -11,6 +11,7 @@ import torch.nn.functional as F
 import convt
 from convt import _C, functional
 from reference import torch_results
+from versions import answers_in_c
 
 X, W, B = torch.randn(2, 3, 4, 4), torch.randn(3, 5, 3, 3), torch.randn(5)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -99,6 +100,7 @@ def python(monkeypatch):
     return seen
 
 
+@answers_in_c
 @pytest.mark.parametrize("name", ("native", "aten", "auto"))
 @pytest.mark.parametrize("dtypes", list(itertools.product((torch.float32, torch.bfloat16), repeat=3)), ids=str)
 def test_calls_after_the_first_are_answered_in_c(python, name, dtypes):

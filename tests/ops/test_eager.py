@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import convt
 from convt import _C, functional
+from versions import answers_in_c
 
 ENTRIES = convt.conv_transpose1d, convt.conv_transpose2d, convt.conv_transpose3d
 FULL = functional._conv_transpose1d, functional._conv_transpose2d, functional._conv_transpose3d
@@ -54,6 +55,7 @@ def settle(function, *arguments, **keywords):
     return function(*arguments, **keywords)
 
 
+@answers_in_c
 @pytest.mark.parametrize("rank", (1, 2, 3))
 @pytest.mark.parametrize("dtype", (torch.float32, torch.float64, torch.bfloat16, torch.float16))
 def test_native_answers_are_those_of_the_full_function(rank, dtype, calls):
@@ -84,6 +86,7 @@ def test_strides_are_part_of_the_plan():
                 torch.testing.assert_close(convt.conv_transpose2d(variant, weight), expected)
 
 
+@answers_in_c
 def test_a_change_of_backend_or_threads_is_seen(calls):
     input, weight, _ = tensors()
     threads = torch.get_num_threads()
@@ -267,6 +270,7 @@ def test_many_problems_and_many_threads():
     assert not failures
 
 
+@answers_in_c
 def test_the_entry_documents_itself():
     for rank, entry in enumerate(ENTRIES, start=1):
         assert entry.__name__ == f"conv_transpose{rank}d"

@@ -9,6 +9,7 @@ import torch
 
 import convt
 from convt import operators, settings
+from versions import has_fp32_precision
 
 
 def test_backend_nests_and_returns():
@@ -125,6 +126,7 @@ def test_precision_follows_allow_tf32(torch_switches):
         assert convt.current_precision() == expected
 
 
+@has_fp32_precision
 def test_precision_follows_fp32_precision(torch_switches):
     conv = torch.backends.cudnn.conv
     for value, expected in (("ieee", "ieee"), ("tf32", "tf32"), ("ieee", "ieee")):
