@@ -211,12 +211,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def missing(document: Path) -> list[Path]:
-    """Results files that a document names and that are not there."""
-    paths = dict.fromkeys(path for _, options in _places(document) for path in options.results)
-    return [path for path in paths if not path.is_file()]
-
-
 def filled(document: Path) -> str:
     """The document's text with every table made anew; one that was not measured says so."""
     made = [_made(options) for _, options in _places(document)]
