@@ -48,6 +48,22 @@ def one_thread():
 
 
 @pytest.fixture
+def torch_switches():
+    """PyTorch's own TF32 switches may be set; afterwards they are as before."""
+    cudnn = torch.backends.cudnn
+    both = (getattr(cudnn, name, None) for name in ("conv", "rnn"))
+    parts = [part for part in both if hasattr(part, "fp32_precision")]
+    # torch.testing._internal forbids plain assignments to these flags for the rest of the process.
+    with torch.backends.__allow_nonbracketed_mutation():
+        saved = [part.fp32_precision for part in parts] or cudnn.allow_tf32
+        yield
+        for part, value in zip(parts, saved if parts else (), strict=True):
+            part.fp32_precision = value
+        if not parts:
+            cudnn.allow_tf32 = saved
+
+
+@pytest.fixture
 def poison():
     """What native code must not read is NaN."""
     with poisoned():

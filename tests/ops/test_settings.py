@@ -101,20 +101,6 @@ def test_a_change_is_seen_by_a_call_already_made(backend):
                 assert type(output.grad_fn).__name__ == "ContractionBackward"
 
 
-@pytest.fixture
-def torch_switches():
-    cudnn = torch.backends.cudnn
-    conv = getattr(cudnn, "conv", None)
-    # torch.testing._internal forbids plain assignments to these flags for the rest of the process.
-    with torch.backends.__allow_nonbracketed_mutation():
-        saved = conv.fp32_precision if hasattr(conv, "fp32_precision") else cudnn.allow_tf32
-        yield
-        if hasattr(conv, "fp32_precision"):
-            conv.fp32_precision = saved
-        else:
-            cudnn.allow_tf32 = saved
-
-
 def test_precision_follows_allow_tf32(torch_switches):
     for allowed, expected in ((True, "tf32"), (False, "ieee"), (True, "tf32")):
         torch.backends.cudnn.allow_tf32 = allowed

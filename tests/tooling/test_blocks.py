@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from convt import cli, problems
 from convt.bench import machine, roofline
@@ -46,15 +45,6 @@ def split(words: list[str], at: str) -> list[list[str]]:
     return parts
 
 
-@pytest.fixture
-def switches():
-    """What a block may set and leave set."""
-    before = torch.backends.cudnn.allow_tf32, torch.get_num_threads()
-    yield
-    torch.backends.cudnn.allow_tf32 = before[0]
-    torch.set_num_threads(before[1])
-
-
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_blocks_are_of_known_languages(name):
     text = (ROOT / name).read_text()
@@ -63,7 +53,7 @@ def test_blocks_are_of_known_languages(name):
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
-def test_python_runs(name, switches, monkeypatch, tmp_path):
+def test_python_runs(name, torch_switches, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, object] = {}
     for language, block in blocks(name):

@@ -111,7 +111,8 @@ def test_a_kernel_is_remembered_per_gpu_and_precision(here):
     choices.store("Pretended GPU", {task.key: Choice("native", names[0], 1.0, 2.0)})
     tuning.forget_plans()
     choice, made = plan_of_call(here)
-    assert choice.kernel == names[0] and made.config == plan.cuda_plan(GPU_PROBLEM, device=here, kernel=names[0]).config
+    forced = plan.cuda_plan(GPU_PROBLEM, precision="tf32", device=here, kernel=names[0])
+    assert choice.kernel == names[0] and made.config == forced.config
     assert plan_of_call(here, precision="ieee")[0].kernel is None
     _, made = plan_of_call(here, kernel="simt")
     assert made.kernel == "simt", "who forces a kernel gets it"
