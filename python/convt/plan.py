@@ -11,10 +11,10 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -288,7 +288,8 @@ def plan_of_call(
     if choice.backend != "native":
         return choice, None
     try:
-        made = _preferred(choice.kernel, operator, problem, dtype, cuda_traits(device), strides, precision, kernel)
+        planned = partial(_cuda_plan, operator, problem, dtype, cuda_traits(device), strides, precision)
+        made = _preferred(planned, choice.kernel, kernel)
     except ValueError as error:
         if kernel is not None:
             raise
@@ -303,21 +304,12 @@ def plan_of_call(
     return choice, made
 
 
-def _preferred(
-    tuned: str | None,
-    operator: str,
-    problem: Problem,
-    dtype: torch.dtype,
-    traits: Mapping[str, Any] | None,
-    strides: Strides,
-    precision: str,
-    kernel: str | None,
-) -> _C.CudaPlan:
+def _preferred(planned: Callable[[str | None], _C.CudaPlan], tuned: str | None, forced: str | None) -> _C.CudaPlan:
     """The plan with a measured kernel, where that computes tensors with these strides too and none is forced."""
-    if tuned is not None and kernel is None:
+    if tuned is not None and forced is None:
         with suppress(ValueError):
-            return _cuda_plan(operator, problem, dtype, traits, strides, precision, tuned)
-    return _cuda_plan(operator, problem, dtype, traits, strides, precision, kernel)
+            return planned(tuned)
+    return planned(forced)
 
 
 def _cuda_plan(
