@@ -203,6 +203,9 @@ PyObject* answer(Entry entry, int rank, PyObject* const* arguments, Py_ssize_t c
   if (dtype_of(call.weight) != dtype_of(call.input) || (call.has_bias && dtype_of(call.bias) != dtype_of(call.input))) {
     return in_python();
   }
+  // Nothing left to cast: the plan is that of a call without autocast, which Python's inner op or such a call has made.
+  const auto stays = [&](const TorchTensor& tensor) { return dtype_of(tensor) == tensor.dtype; };
+  if (stays(call.input) && stays(call.weight) && (!call.has_bias || stays(call.bias))) cast_to = -1;
   const Key key = key_of({.question = Question::forward,
                           .numbers = call.numbers,
                           .tensors = {&call.input, &call.weight},
