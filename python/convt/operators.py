@@ -359,9 +359,10 @@ def leaves_to_aten(
     input: OperandKey, weight: OperandKey, bias: OperandKey | None, geometry: Geometry, recorded: bool
 ) -> bool:
     """The same of tensors like these on a GPU, under the switches of this moment."""
-    if settings._backend != "auto" or settings.precision_differs() or any(settings._kernels.values()):
+    counts = input[2] is torch.float32
+    if settings._backend != "auto" or (counts and settings.precision_differs()) or any(settings._kernels.values()):
         return False
-    precision = settings.current_precision() if input[2] is torch.float32 else "ieee"
+    precision = settings.current_precision() if counts else "ieee"
     return _is_atens(input, weight, bias, geometry, precision, recorded)
 
 

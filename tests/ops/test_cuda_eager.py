@@ -152,6 +152,17 @@ def test_precision_that_differs_is_handed_on(player, python, atens, monkeypatch)
     assert len(told) == 3 and len(python) == 1
 
 
+@pytest.mark.parametrize("dtype", (torch.float64, torch.bfloat16), ids=str)
+def test_precision_is_nothing_to_other_dtypes(player, python, atens, dtype):
+    differs = "ieee" if convt.current_precision() == "tf32" else "tf32"
+    tensors = [tensor.requires_grad_() for tensor in tensors_of(dtype)]
+    with convt.precision(differs):
+        for _ in range(3):
+            output = entry(tensors)
+    assert type(output.grad_fn).__name__ == "ConvolutionBackward0"
+    assert not player.ran and len(python) == len(atens) == 1
+
+
 def test_an_old_gpu_is_pytorchs(player, python, monkeypatch):
     monkeypatch.setattr(eager, "operand", lambda t: (t.shape, t.stride(), t.dtype, torch.device("cuda", 0), t.layout))
     monkeypatch.setattr(operators, "operand", eager.operand)
