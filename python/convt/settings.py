@@ -68,9 +68,10 @@ class precision(ContextDecorator):
     """Force how float32 is multiplied on a GPU inside a `with` block or a decorated function.
 
     It holds for what runs meanwhile: a backward pass obeys the setting of its own time, not that of its forward.
-    "tf32" rounds both operands to 10 bits of mantissa, "ieee" keeps all 23. Without it PyTorch's own switch holds
-    (torch.backends.cudnn.conv.fp32_precision, or torch.backends.cudnn.allow_tf32 before it existed). On a CPU both are
-    "ieee". Nestable; the previous value returns on exit, also after an exception. Raises ValueError for any other name.
+    "tf32" lets kernels on tensor cores round both operands to 10 bits of mantissa (the others never do), "ieee" keeps
+    all 23. Without it PyTorch's own switch holds (torch.backends.cudnn.conv.fp32_precision, or
+    torch.backends.cudnn.allow_tf32 before it existed). On a CPU both are "ieee". Nestable; the previous value returns
+    on exit, also after an exception. Raises ValueError for any other name.
     """
 
     def __init__(self, name: str) -> None:
