@@ -74,6 +74,20 @@ def test_values_and_strides_call_after_call(python, layout, dtype):
         assert not python or turn == 0, "then every operator is answered in C"
 
 
+@pytest.mark.skipif(not DIRECT, reason="this torch has another rule for strides: the op is called as any other")
+def test_launches_are_cs(player, python):
+    """On a GPU that is played. AOTAutograd may watch the first run for aliases: the second one is planned then."""
+    tensors = torch.randn(2, 3, 5, 6), torch.randn(3, 4, 3, 3)
+    compiled = torch.compile(layer, fullgraph=True)
+    with torch.no_grad():
+        for turn in range(4):
+            python.clear()
+            output = compiled(*tensors)
+            assert not python or turn < 2
+    assert player.devices[2:] == [1, 1], "where C sees the tensors, and Python sees them on no GPU"
+    torch.testing.assert_close(output, layer(*tensors), rtol=1e-4, atol=1e-4)
+
+
 def test_dynamic_shapes():
     compiled = torch.compile(layer, fullgraph=True, dynamic=True)
     for size in (5, 7, 9, 5, 7):
