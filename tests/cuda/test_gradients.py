@@ -299,31 +299,45 @@ def test_grad_outputs_of_any_strides(device, case, kind):
         torch.testing.assert_close(ours, theirs)
 
 
+@pytest.fixture
+def launched(monkeypatch):
+    """Every launch on the current GPU: who asked for it, "python" or "c", and its plan."""
+    seen, run = [], _C.cuda_run
+
+    def launch(way):
+        return lambda plan, *pointers: (seen.append((way, plan)), run(plan, *pointers))[1]
+
+    monkeypatch.setattr(_C, "cuda_run", launch("python"))
+    _C.rehearse(torch.cuda.current_device(), launch("c"), operators._raw_stream)
+    yield seen
+    _C.rehearse(None)
+
+
 @ON_A_GPU
 @pytest.mark.parametrize("frozen", (0, 1))
-def test_a_frozen_tensor_launches_nothing(device, monkeypatch, frozen):
+def test_a_frozen_tensor_launches_nothing(device, launched, frozen):
     """No launch, and no memory, workspace included, beyond that of the other gradient."""
     input, weight = (torch.randn(shape, device=device) for shape in ((4, 64, 40, 40), (64, 64, 4, 4)))
     tensors = [tensor.requires_grad_(place != frozen) for place, tensor in enumerate((input, weight))]
-    with convt.backend("native"):
+    for way in ("python", "c", "c"):
         output = convt.conv_transpose2d(*tensors, stride=2, padding=1)
-    grad_output = torch.randn_like(output)
-    launched, run = [], _C.cuda_run
-    monkeypatch.setattr(_C, "cuda_run", lambda plan, *pointers: (launched.append(plan), run(plan, *pointers))[1])
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_stats()["requested_bytes.all.current"]
-    with convt.backend("native"):
+        grad_output = torch.randn_like(output)
+        launched.clear()
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_stats()["requested_bytes.all.current"]
         (grad,) = torch.autograd.grad(output, tensors[1 - frozen], grad_output)
-    torch.cuda.synchronize()
-    (plan,) = launched
-    needed = grad.numel() * grad.element_size() + plan.workspace_bytes
-    assert torch.cuda.memory_stats()["requested_bytes.all.peak"] - before <= needed
+        torch.cuda.synchronize()
+        ((taken, plan),) = launched
+        assert taken == way
+        needed = grad.numel() * grad.element_size() + plan.workspace_bytes
+        assert torch.cuda.memory_stats()["requested_bytes.all.peak"] - before <= needed
 
 
 @ON_A_GPU
 def test_the_ordinary_backward_skips_the_dispatcher(device, monkeypatch):
     """One look-up for both gradients, and straight to the launches."""
+    _C.forget_plans()  # Python's node, which C's takes the place of once the call is known
     tensors = [tensor.to(device, torch.float32).requires_grad_() for tensor in CASES[4].tensors()]
     output = convt.conv_transpose2d(*tensors, **CASES[4].keywords)
     seen, both = [], operators.gradients
