@@ -65,9 +65,11 @@ class DeviceWarp {
   __device__ __forceinline__ explicit DeviceWarp(char* memory)
       : shared_(__shfl_sync(0xffffffffu, std::uint32_t(__cvta_generic_to_shared(memory)), 0)) {}
 
+  __device__ __forceinline__ std::uint32_t address(std::int32_t offset) const { return shared_ + offset; }
   __device__ __forceinline__ std::int32_t index() const { return std::int32_t(threadIdx.x / 32); }
   __device__ __forceinline__ std::int32_t thread(int) const { return std::int32_t(threadIdx.x); }
 
+  __device__ __forceinline__ void sync() { __syncwarp(); }
   template <class Visit>
   __device__ __forceinline__ void lanes(Visit visit) {
     visit(int(threadIdx.x % 32));
@@ -82,6 +84,12 @@ class DeviceWarp {
       T value;
       memcpy(&value, &word, 8);
       return value;
+    } else if constexpr (sizeof(T) == 16) {
+      uint4 words;
+      asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+                   : "=r"(words.x), "=r"(words.y), "=r"(words.z), "=r"(words.w)
+                   : "r"(shared_ + offset));
+      return __builtin_bit_cast(T, words);
     } else {
       static_assert(sizeof(T) == 4);
       std::uint32_t word;
@@ -92,9 +100,15 @@ class DeviceWarp {
   template <class T>
   __device__ __forceinline__ void store(std::int32_t offset, const T& value) {
     if constexpr (sizeof(T) == 16) {
-      asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(shared_ + offset), "r"(value.word[0]),
-                   "r"(value.word[1]), "r"(value.word[2]), "r"(value.word[3])
+      const uint4 words = __builtin_bit_cast(uint4, value);
+      asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(shared_ + offset), "r"(words.x), "r"(words.y),
+                   "r"(words.z), "r"(words.w)
                    : "memory");
+    } else if constexpr (sizeof(T) == 8) {
+      asm volatile("st.shared.b64 [%0], %1;" ::"r"(shared_ + offset), "l"(__builtin_bit_cast(std::uint64_t, value))
+                   : "memory");
+    } else if constexpr (std::is_same_v<T, float>) {   // taken for words, sums would be moved about between products
+      asm volatile("st.shared.f32 [%0], %1;" ::"r"(shared_ + offset), "f"(value) : "memory");
     } else {
       static_assert(sizeof(T) == 4);
       asm volatile("st.shared.b32 [%0], %1;" ::"r"(shared_ + offset), "r"(__builtin_bit_cast(std::uint32_t, value))

@@ -128,6 +128,24 @@ struct Epilogue {
     }
   }
 
+  template <class Warp>
+  CONVT_HOST_DEVICE static void store_element(Warp& warp, char* target, float value) {
+    if constexpr (kBytes == 4) {
+      warp.template store_global<float>(target, value);
+    } else {
+      warp.template store_global<std::uint16_t>(target, narrow<kOperand>(value));
+    }
+  }
+
+  template <class Warp>
+  CONVT_HOST_DEVICE static float to_float(Warp& warp, const char* source) {
+    if constexpr (kBytes == 4) {
+      return warp.template global<float>(source);
+    } else {
+      return widen<kOperand>(warp.template global<std::uint16_t>(source));
+    }
+  }
+
  private:
   // kVector output elements of one output row, or of one output pixel, repeated over channels.
   struct Item {
@@ -204,7 +222,8 @@ struct Epilogue {
             static_cast<char*>(params.output) + (origin + image * params.output_strides[0] + channel * channel_stride +
                                                  d * params.output_strides[2] + h * params.output_strides[3]) *
                                                     kBytes;
-        const std::int32_t pixel = ((image * axes[1].tile + a) * axes[2].tile + b) * axes[3].tile;
+        std::int32_t pixel = ((image * axes[1].tile + a) * axes[2].tile + b) * axes[3].tile;
+        if constexpr (kConfig.grouped()) pixel = axes[0].position(image) + axes[1].position(a) + axes[2].position(b);
         const std::int32_t phases = kPhases + outer * block.w_count;
         const auto item = kChannelsInner ? along_channels(warp, params, row, block, line, piece, pixel, phases, channel)
                                          : along_row(warp, params, row, block, line, piece, pixel, phases, channel);
@@ -221,16 +240,28 @@ struct Epilogue {
         std::int32_t source[kVector], bias = item.bias * 4;
 #pragma unroll
         for (int j = 0; j < kVector; ++j) source[j] = item.source[j] * 4;
+        const auto leave = [&](auto finish) {
 #pragma unroll 1
-        for (std::int32_t left = channels - channel; left > 0; left -= step) {
-          std::uint32_t inside = item.inside;
-          if (kChannelsInner && left < kVector) inside &= (1u << left) - 1;
-          store_piece<kChannelsInner>(warp, source, bias, item.reached, inside, item.contiguous, target, params, place);
-          place.at[1] += step;
+          for (std::int32_t left = channels - channel; left > 0; left -= step) {
+            std::uint32_t inside = item.inside;
+            if (kChannelsInner && left < kVector) inside &= (1u << left) - 1;
+            float value[kVector];
+            sum_piece<kChannelsInner>(warp, source, bias, item.reached, inside, value);
+            finish(value, inside);
+            store_piece(warp, value, inside, item.contiguous, target);
 #pragma unroll
-          for (int j = 0; j < kVector; ++j) source[j] += step * kPitch * 4;
-          bias += step * 4;
-          target += target_step;
+            for (int j = 0; j < kVector; ++j) source[j] += step * kPitch * 4;
+            bias += step * 4;
+            target += target_step;
+          }
+        };
+        if (params.program.count == 0) {
+          leave([](float (&)[kVector], std::uint32_t) {});
+        } else {
+          leave([&](float (&value)[kVector], std::uint32_t inside) {
+            apply_program<Stored>(params.program, value, inside, place, kChannelsInner ? 1 : 4, 1);
+            place.at[1] += step;
+          });
         }
       }
     });
@@ -311,10 +342,8 @@ struct Epilogue {
   // A piece from byte offsets into the staging. Along W elements that do not exist have a source all the same; channels that do
   // not exist may lie behind the staging.
   template <bool kChannelsInner, class Warp>
-  CONVT_HOST_DEVICE static void store_piece(Warp& warp, const std::int32_t (&source)[kVector], std::int32_t bias,
-                                            std::uint32_t reached, std::uint32_t inside, bool contiguous, char* target,
-                                            const GemmParams& params, const OutputPlace& place) {
-    float value[kVector];
+  CONVT_HOST_DEVICE static void sum_piece(Warp& warp, const std::int32_t (&source)[kVector], std::int32_t bias,
+                                          std::uint32_t reached, std::uint32_t inside, float (&value)[kVector]) {
 #pragma unroll
     for (int j = 0; j < kVector; ++j) {
       float sum = 0, added = 0;
@@ -324,9 +353,11 @@ struct Epilogue {
       }
       value[j] = (reached >> j & 1 ? sum : 0.f) + added;
     }
-    if (params.program.count > 0) {
-      apply_program<Stored>(params.program, value, inside, place, kChannelsInner ? 1 : 4, 1);
-    }
+  }
+
+  template <class Warp>
+  CONVT_HOST_DEVICE static void store_piece(Warp& warp, const float (&value)[kVector], std::uint32_t inside,
+                                            bool contiguous, char* target) {
     if (contiguous && inside == kWhole) {
       warp.store_global16(target, pack<kOperand>(value));
       return;
@@ -360,24 +391,6 @@ struct Epilogue {
         apply_program<Stored>(params.program, value, 1, place, 4, 0);
       }
       store_element(warp, target + at * stride, value[0]);
-    }
-  }
-
-  template <class Warp>
-  CONVT_HOST_DEVICE static void store_element(Warp& warp, char* target, float value) {
-    if constexpr (kBytes == 4) {
-      warp.template store_global<float>(target, value);
-    } else {
-      warp.template store_global<std::uint16_t>(target, narrow<kOperand>(value));
-    }
-  }
-
-  template <class Warp>
-  CONVT_HOST_DEVICE static float to_float(Warp& warp, const char* source) {
-    if constexpr (kBytes == 4) {
-      return warp.template global<float>(source);
-    } else {
-      return widen<kOperand>(warp.template global<std::uint16_t>(source));
     }
   }
 };

@@ -80,6 +80,13 @@ struct TileAxis {
   std::int32_t tile;  // q positions of a tile
   std::int32_t tiles;
   FastDivisor by_tile, by_tiles, by_stride;
+  // Of warpgroups: positions between neighbours of a run, and between the first of neighbouring runs, which have so many each.
+  std::int32_t pitch, run_pitch;
+  FastDivisor by_run;
+  CONVT_HOST_DEVICE std::int32_t position(std::int32_t at) const {
+    const std::int32_t run = by_run.quotient(at);
+    return by_run.remainder(at, run) * pitch + run * run_pitch;
+  }
 };
 
 // Byte offsets of the tables from the start of the workspace; the packed filter follows them.
@@ -98,7 +105,17 @@ struct SharedLayout {
   std::int32_t patch_stage_bytes;
   std::int32_t pixel_table;  // int32 [pixel], in the order of memory
   std::int32_t place_table;  // int32 [pixel]: where that pixel lies in the patch; 0: in the same order
+  std::int32_t exits;  // ExitPair [pixels / 2] of a kernel of warpgroups
+  std::int32_t slices;  // kExitBytes of every warp that multiplies
+  std::int32_t barriers;  // 8 bytes each
   std::int32_t bytes;
+};
+
+// Two neighbouring positions of a tile, for those who store their sums themselves.
+struct ExitPair {
+  std::int32_t offset;    // bytes from the output of the tile's first position
+  std::int32_t hw, nd;    // digits of the position, 16 bits each
+  std::int32_t count;     // of the two that a whole tile has
 };
 
 struct GemmParams {
@@ -124,6 +141,8 @@ struct GemmParams {
   std::int32_t phase_blocks;
   std::int32_t chunks;  // of in_channels
   std::int32_t steps;  // shifts of all phase blocks
+  std::int32_t tiles;  // of a kernel of warpgroups, whose thread blocks take one after the other
+  std::int32_t runs[4];  // pixels from the tile's first to the first of every kGroupPixels positions
   FastDivisor by_phase_blocks, by_channel_blocks, by_splits;
   std::int32_t splits;  // of the reduction
   std::int32_t input_vectors;  // 1: channels are contiguous, aligned and whole: 16-byte loads
@@ -146,6 +165,15 @@ constexpr SharedLayout shared_layout(const TileConfig& config, Operand operand, 
   const std::int32_t pipeline = layout.pixel_table + (interleaved ? 8 : 4) * pixels;
   const std::int32_t staging = config.staging_bytes() + 4 * phases;
   layout.bytes = pipeline > staging ? pipeline : staging;
+  if (config.grouped()) {
+    layout.exits = (layout.bytes + 15) / 16 * 16;
+    layout.slices = layout.exits + config.pixels / 2 * std::int32_t(sizeof(ExitPair));
+    layout.barriers = layout.slices + config.warps() * kExitBytes;
+    layout.bytes = layout.barriers + 8 * config.barriers();
+    // Columns that are dropped read up to a tile's pixels beyond the last patch.
+    const std::int32_t read = layout.pixel_table + config.pixels * 16;
+    layout.bytes = layout.bytes > read ? layout.bytes : read;
+  }
   return layout;
 }
 

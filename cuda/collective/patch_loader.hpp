@@ -8,7 +8,7 @@
 namespace convt {
 
 // Fetches the input patch of a channel chunk: planes [plane][patch pixel][16 bytes of channels], out-of-range input zero.
-// Thread t owns pixels t, t + threads, ... A batch is what every thread has in flight at a time: some planes of one pixel.
+// Loader t owns pixels t, t + loaders, ... A batch is what every thread has in flight at a time: some planes of one pixel.
 template <TileConfig kConfig, Operand kOperand>
 struct PatchLoader {
   static constexpr int kVector = operand_vector(kOperand);
@@ -28,6 +28,8 @@ struct PatchLoader {
   static constexpr int kBatchPlanes = min_of(kConfig.planes, kBatchWords / kVector);
   static constexpr int kBatches = kConfig.planes / kBatchPlanes;      // per pixel
   static constexpr int kBatchChannels = kBatchPlanes * kVector;
+  static constexpr int kBatchVectors = min_of(kConfig.planes, kBatchWords / 4);
+  static constexpr int kVectorBatches = kConfig.planes / kBatchVectors;
 
   struct Batch {
     std::uint32_t word[kBatchChannels];   // a channel each when gathered; packed, four per plane, when loaded whole
@@ -37,16 +39,19 @@ struct PatchLoader {
     Lanes<Batch, kLanes> batch;
   };
 
-  CONVT_HOST_DEVICE static std::int32_t batches(const ShiftGroup& group) {
-    return std::int32_t(std::uint32_t(group.pixels + kConfig.threads() - 1) / kConfig.threads()) * kBatches;
+  CONVT_HOST_DEVICE static std::int32_t batches(const GemmParams& params, const ShiftGroup& group) {
+    const std::int32_t rounds = std::int32_t(std::uint32_t(group.pixels + kConfig.loaders() - 1) / kConfig.loaders());
+    return rounds * (is_vectors(params) ? kVectorBatches : kBatches);
   }
 
   // Writes each thread's own pixels into the tables.
   template <class Warp>
   CONVT_HOST_DEVICE static void tabulate(Warp& warp, const GemmParams& params, const Tile& tile,
                                          const ShiftGroup& group) {
-    tabulate_patch<kConfig.threads()>(warp, params, tile, group, params.tables, params.shared.pixel_table,
+    warp.sync();   // lanes look up each other's pixels
+    tabulate_patch<kConfig.loaders()>(warp, params, tile, group, params.tables, params.shared.pixel_table,
                                       params.shared.place_table);
+    warp.sync();
   }
 
   CONVT_HOST_DEVICE static const char* origin(const GemmParams& params, const Tile& tile, const ShiftGroup& group) {
@@ -59,6 +64,7 @@ struct PatchLoader {
   CONVT_HOST_DEVICE static void load(Warp& warp, State<kLanes>& state, const GemmParams& params,
                                      const ShiftGroup& group, const char* patch_origin, std::int32_t chunk,
                                      std::int32_t batch) {
+    if (is_vectors(params)) return load_vectors(warp, state, params, group, patch_origin, chunk, batch);
     const Place at = place(batch);
     const std::int64_t channel_bytes = params.input_strides[1] * kBytes;
     const std::int32_t channel = chunk * kChunk + at.plane * kVector, left = params.in_channels - channel;
@@ -80,6 +86,7 @@ struct PatchLoader {
   template <class Warp, int kLanes>
   CONVT_HOST_DEVICE static void store(Warp& warp, State<kLanes>& state, const GemmParams& params,
                                       const ShiftGroup& group, std::int32_t patch, std::int32_t batch) {
+    if (is_vectors(params)) return store_vectors(warp, state, params, group, patch, batch);
     const Place at = place(batch);
     const std::int32_t first = patch + at.plane * group.pixels * 16, pitch = group.pixels * 16;
     warp.lanes([&](int lane) {
@@ -101,7 +108,7 @@ struct PatchLoader {
                                            const char* patch_origin, std::int32_t chunk, std::int32_t patch) {
     constexpr int together = kOperand == Operand::tf32 ? 4 : 2;
     State<kLanes> state[together];
-    const std::int32_t count = batches(group);
+    const std::int32_t count = batches(params, group);
 #pragma unroll 1
     for (std::int32_t first = 0; first < count; first += together) {
 #pragma unroll
@@ -116,13 +123,70 @@ struct PatchLoader {
   }
 
  private:
+  // Where four thread blocks share the registers, there are none for a second way.
+  CONVT_HOST_DEVICE static bool is_vectors(const GemmParams& params) {
+    return kConfig.blocks < 4 && params.input_vectors != 0;
+  }
+
+  // Channels that lie side by side: of the pixels of a warp neighbouring lanes fetch all vectors, so that whole sectors are asked for.
+  struct Vector {
+    std::int32_t pixel, plane;
+  };
+  CONVT_HOST_DEVICE static Vector vector_of(std::int32_t thread, int lane, std::int32_t batch, int at) {
+    static_assert(32 % kConfig.planes == 0);
+    const std::uint32_t round = std::uint32_t(batch) / kVectorBatches,
+                        turn = std::uint32_t(batch) % kVectorBatches * kBatchVectors + at;
+    const std::int32_t in_warp = std::int32_t(turn) * (32 / kConfig.planes) + lane / kConfig.planes;
+    return {std::int32_t(round) * kConfig.loaders() + thread - lane + in_warp, lane % kConfig.planes};
+  }
+
+  template <class Warp, int kLanes>
+  CONVT_HOST_DEVICE static void load_vectors(Warp& warp, State<kLanes>& state, const GemmParams& params,
+                                             const ShiftGroup& group, const char* patch_origin, std::int32_t chunk,
+                                             std::int32_t batch) {
+    const char* const first = patch_origin + chunk * kChunk * kBytes;
+    const std::int32_t left = params.in_channels - chunk * kChunk;
+    warp.lanes([&](int lane) {
+      auto& word = state.batch[lane].word;
+#pragma unroll
+      for (int at = 0; at < kBatchVectors; ++at) {
+        const Vector own = vector_of(warp.thread(lane), lane, batch, at);
+        std::int32_t offset = -1;
+        if (own.pixel < group.pixels && own.plane * kVector < left) {
+          offset = warp.template load<std::int32_t>(params.shared.pixel_table + own.pixel * 4);
+        }
+        Vector16 loaded{};
+        if (offset >= 0) loaded = warp.template global<Vector16>(first + std::int64_t(offset) * kBytes + own.plane * 16);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) word[at * 4 + i] = loaded.word[i];
+      }
+    });
+  }
+
+  template <class Warp, int kLanes>
+  CONVT_HOST_DEVICE static void store_vectors(Warp& warp, State<kLanes>& state, const GemmParams& params,
+                                              const ShiftGroup& group, std::int32_t patch, std::int32_t batch) {
+    warp.lanes([&](int lane) {
+      const auto& word = state.batch[lane].word;
+#pragma unroll
+      for (int at = 0; at < kBatchVectors; ++at) {
+        const Vector own = vector_of(warp.thread(lane), lane, batch, at);
+        if (own.pixel >= group.pixels) continue;
+        std::int32_t pixel = own.pixel;
+        if (params.shared.place_table) pixel = warp.template load<std::int32_t>(params.shared.place_table + pixel * 4);
+        warp.template store<Vector16>(patch + (own.plane * group.pixels + pixel) * 16,
+                                      pack_plane<kOperand>(word, at, true));
+      }
+    });
+  }
+
   struct Place {
     std::int32_t pixel;   // of thread 0
     std::int32_t plane;
   };
   CONVT_HOST_DEVICE static Place place(std::int32_t batch) {
     const std::uint32_t at = std::uint32_t(batch);
-    return {std::int32_t(at / kBatches) * kConfig.threads(), std::int32_t(at % kBatches) * kBatchPlanes};
+    return {std::int32_t(at / kBatches) * kConfig.loaders(), std::int32_t(at % kBatches) * kBatchPlanes};
   }
 };
 

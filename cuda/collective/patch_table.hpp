@@ -39,6 +39,7 @@ CONVT_HOST_DEVICE void tabulate_patch(Warp& warp, const Params& params, const Ti
     high[axis] = std::int32_t(left < most ? (left < 0 ? 0 : left) : most);
   }
   warp.lanes([&](int lane) {
+#pragma unroll 1
     for (std::int32_t pixel = warp.thread(lane); pixel < group.pixels; pixel += kThreads) {
       std::int32_t rest = pixel, offset = 0, place = pixel;
       bool there = true, inside = true;   // in the patch, and in the input

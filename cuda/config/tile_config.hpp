@@ -27,6 +27,14 @@ inline constexpr int kMmaRows = 16;       // rows of an mma.sync
 inline constexpr int kMmaPixels = 8;      // columns of an mma.sync
 inline constexpr int kMmaPlanes = 2;      // 16-byte channel vectors that an mma.sync reduces over
 inline constexpr int kPatchStages = 2;
+inline constexpr int kGroupRows = 64;     // of a wgmma: virtual channels
+inline constexpr int kGroupPixels = 128;  // columns of a wgmma: a run of neighbouring pixels of a patch
+// Where a warp of a warpgroup turns its sums before it stores them: 16 rows of 128 bytes and these words.
+inline constexpr int kExitPadding = 8;
+inline constexpr int kExitBytes = kMmaRows * (128 + 4 * kExitPadding);
+
+// What multiplies: warps by mma.sync, each its part of the tile; or, on Hopper, warpgroups by wgmma, with as many that load.
+enum class Engine : int { warps, warpgroups };
 
 // One compiled variant of the implicit GEMM. A tile is `rows` virtual channels by `pixels` q positions.
 struct TileConfig {
@@ -37,6 +45,7 @@ struct TileConfig {
   int planes;           // 16-byte channel vectors per chunk of the reduction
   int filter_stages;    // depth of the filter pipeline
   int blocks;           // thread blocks per multiprocessor that registers and shared memory must leave room for
+  Engine engine = Engine::warps;
 
   // The products of ieee take registers that a third block has not to spare.
   CONVT_HOST_DEVICE constexpr int blocks_of(Operand operand) const {
@@ -44,9 +53,24 @@ struct TileConfig {
   }
   // Nor has the longer loop of 8 planes any for a loader that sorts phases: 64x256p8w1x4 and 128x128p8w2x2 spilled. No plan
   // chose them for ieee on an H200; by the model's word 64x256p4w1x4 is at most 1.3 % behind.
-  CONVT_HOST_DEVICE constexpr bool has(Operand operand) const { return operand != Operand::ieee || planes < 8; }
+  // A warpgroup's products add up in the tensor cores, which truncate: no place for ieee.
+  CONVT_HOST_DEVICE constexpr bool has(Operand operand) const {
+    return operand != Operand::ieee || (planes < 8 && !grouped());
+  }
+  CONVT_HOST_DEVICE constexpr bool grouped() const { return engine == Engine::warpgroups; }
   CONVT_HOST_DEVICE constexpr int warps() const { return warps_m * warps_n; }
-  CONVT_HOST_DEVICE constexpr int threads() const { return 32 * warps(); }
+  CONVT_HOST_DEVICE constexpr int threads() const { return 32 * warps(); }   // that multiply
+  CONVT_HOST_DEVICE constexpr int groups() const { return warps() / 4; }
+  // Threads that load the patch. Warps do both; beside warpgroups are as many others, a warp of which fetches the filter.
+  CONVT_HOST_DEVICE constexpr int loaders() const { return grouped() ? threads() - 32 : threads(); }
+  CONVT_HOST_DEVICE constexpr int block_threads() const { return (grouped() ? 2 : 1) * threads(); }
+  // Of a kernel of warpgroups: filter stages full and empty, patches full and empty, tile left.
+  CONVT_HOST_DEVICE constexpr int barriers() const { return 2 * filter_stages + 2 * kPatchStages + 1; }
+  // Bytes that outlive a tile, or are read beyond the last patch by columns that are dropped.
+  CONVT_HOST_DEVICE constexpr int lasting_bytes() const {
+    const int lasting = 16 + 8 * pixels + warps() * kExitBytes + 8 * barriers(), beyond = 12 * pixels;
+    return !grouped() ? 0 : lasting > beyond ? lasting : beyond;
+  }
   CONVT_HOST_DEVICE constexpr int warp_rows() const { return rows / warps_m; }
   CONVT_HOST_DEVICE constexpr int warp_pixels() const { return pixels / warps_n; }
   CONVT_HOST_DEVICE constexpr int row_tiles() const { return rows / kMmaRows; }

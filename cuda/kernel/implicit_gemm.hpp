@@ -142,7 +142,7 @@ struct ImplicitGemm {
           block.each_warp(states,
                           [=, &params](Warp& warp, WarpState&) { Patch::tabulate(warp, params, again, next_group); });
         }
-        batches = more ? Patch::batches(next_group) : 0;
+        batches = more ? Patch::batches(params, next_group) : 0;
         loaded = credit = 0;
       };
 

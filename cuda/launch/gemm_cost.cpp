@@ -31,13 +31,14 @@ double overlapped(const GemmCost& cost) {
 
 std::int64_t pixel_capacity(const TileConfig& config, Operand operand, const DeviceTraits& device, std::int64_t blocks,
                             bool interleaved) {
-  const std::int64_t left = shared_capacity(device, blocks) - config.filter_stages * config.slab_bytes(operand);
+  const std::int64_t left = shared_capacity(device, blocks) - config.filter_stages * config.slab_bytes(operand) -
+                            config.lasting_bytes();
   return left / (kPatchStages * config.planes * 16 + (interleaved ? 8 : 4));
 }
 
 int blocks_that_fit(const TileConfig& config, Operand operand, const DeviceTraits& device) {
   int blocks = config.blocks_of(operand);
-  while (blocks > 0 && (config.staging_bytes() > shared_capacity(device, blocks) ||
+  while (blocks > 0 && (config.staging_bytes() + config.lasting_bytes() > shared_capacity(device, blocks) ||
                         pixel_capacity(config, operand, device, blocks, false) < config.pixels)) {
     --blocks;
   }
@@ -45,6 +46,28 @@ int blocks_that_fit(const TileConfig& config, Operand operand, const DeviceTrait
 }
 
 namespace {
+
+// What the terms weigh in the time that was measured: fitted to 8600 launches of all configurations on an H200 (docs/tuning.md).
+// Warps that do everything themselves hide little behind the longest term, warpgroups all but that one.
+struct Weights {
+  double tensor, shared, issue, l2, memory, alone, launch;   // launch: microseconds
+};
+constexpr Weights kWarps{2.1, 0.8, 1.05, 1.5, 0.9, 1.95, 13};
+constexpr Weights kWarpgroups{0.78, 0.86, 3.05, 2.05, 0.84, 1.65, 5};
+
+double together(const GemmCost& cost) {
+  double power = 0;
+  for (double term : {cost.tensor, cost.shared, cost.issue, cost.l2, cost.memory}) power += term * term;
+  return std::sqrt(power);
+}
+double largest(const GemmCost& cost) {
+  double power = 0;
+  for (double term : {cost.tensor, cost.shared, cost.issue, cost.l2, cost.memory}) {
+    const double fourth = term * term * term * term;
+    power += fourth * fourth;
+  }
+  return std::sqrt(std::sqrt(std::sqrt(power)));
+}
 
 // Pixels that a block's patches have, all groups together; 0 when they do not fit. Most blocks need no cutting.
 double patch_pixels(const GemmWork& work, BlockShifts& block, const TileBox& box, double& conflicts) {
@@ -54,12 +77,13 @@ double patch_pixels(const GemmWork& work, BlockShifts& block, const TileBox& box
   for (const PatchSpan& span : block.spans) {
     const PatchShape whole = patch_shape(box, span);
     conflicts = std::max(conflicts, whole.conflicts);
-    pixels += double(whole.pixels);
-    fits = fits && whole.pixels <= work.capacity;
+    const std::int64_t of_plane = plane_pixels(work.shape, whole, work.config.planes);
+    pixels += double(of_plane);
+    fits = fits && of_plane <= work.capacity;
   }
   if (fits) return pixels;
   pixels = 0;
-  for (const PatchGroup& made : group_shifts(work.shape, block, box, work.capacity)) pixels += made.group.pixels;
+  for (const PatchGroup& made : group_shifts(work.shape, block, box, work.capacity, work.config.planes)) pixels += made.group.pixels;
   return pixels;
 }
 
@@ -92,8 +116,9 @@ int direct_elements(const GemmShape& shape, const TileBox& box) {
     even = even && (axis == kAxes - 1 || shape.output[2 + axis] % 2 == 0 || along.output == 1);
   }
   reach += (box.tile[0] - 1) * shape.output[0];
-  if (shape.output[4] != 1 || box.tile[3] % 2 != 0 || reach * 4 > std::numeric_limits<std::int32_t>::max()) return 0;
-  return even && shape.output[0] % 2 == 0 && shape.output[1] % 2 == 0 ? 2 : 1;
+  const bool pairs = box.tile[3] % 2 == 0 || box.tile[3] >= shape.axes[2].output;   // every tile begins where a pair may
+  if (shape.output[4] != 1 || (!pairs && !box.packed) || reach * 4 > std::numeric_limits<std::int32_t>::max()) return 0;
+  return pairs && even && shape.output[0] % 2 == 0 && shape.output[1] % 2 == 0 ? 2 : 1;
 }
 
 // docs/kernels.md explains every term. Cycles are a multiprocessor's.
@@ -108,7 +133,9 @@ std::optional<GemmCost> cost_of(const GemmWork& work, std::vector<BlockShifts>& 
   const std::int64_t out_channels = shape.out_channels;
   const double mma_steps = work.mma_steps(), chunks = work.chunks();
   const double vectors = std::ceil(double(shape.in_channels) / vector);
-  const double mma_cycles = device.capability >= 90 ? 6.3 : 8.0;   // of a quarter multiprocessor, one mma.sync
+  const bool grouped = config.grouped();
+  // Of a quarter multiprocessor, one mma.sync, or as much of a wgmma.
+  const double mma_cycles = grouped ? 4.6 : device.capability >= 90 ? 6.3 : 8.0;
   const bool ieee = work.operand == Operand::ieee;
   constexpr double l2_bytes_per_cycle = 40;
 
@@ -125,7 +152,7 @@ std::optional<GemmCost> cost_of(const GemmWork& work, std::vector<BlockShifts>& 
     const double outputs = double(box.positions()) * block.block.outer_count * block.block.w_count *
                            std::min<std::int64_t>(block_channels, out_channels);
     const double own = double(block.shifts.size());
-    mma += double(block.row_tiles) * (config.pixels / kMmaPixels) * mma_steps;
+    mma += (grouped ? own * config.row_tiles() : double(block.row_tiles)) * (config.pixels / kMmaPixels) * mma_steps;
     // A warp's load visits every row of pixels that it covers.
     double row_pixels = box.tile[3], input_waste = 1;
     if (!block.spans.empty()) {
@@ -134,7 +161,8 @@ std::optional<GemmCost> cost_of(const GemmWork& work, std::vector<BlockShifts>& 
       input_waste = row_waste(work, span, box.tile[3]);
     }
     const double lines = units * loads / 32 * (1 + 32 / row_pixels);
-    shared += own * mma_steps * config.warps() * 4 * (filter_loads + patch_loads * conflicts) +
+    const double operands = grouped ? 96 : config.warps() * 4 * (filter_loads + patch_loads * conflicts);
+    shared += own * mma_steps * operands +
               own * chunks * config.slab_bytes(work.operand) / 128.0 + units / 8 + lines +
               3.0 * config.rows * config.pixels / 32 + outputs / 32;
     // Warp instructions, counted in the compiled code.
@@ -146,7 +174,7 @@ std::optional<GemmCost> cost_of(const GemmWork& work, std::vector<BlockShifts>& 
     const double leaving = direct ? config.warps() * (240.0 + config.warp_rows() * config.warp_pixels() / 16)
                                   : pieces / 32 * (whole ? 40 : 120) + config.warps() * 400.0;
     const double own_aside = batches * config.warps() * (60 + (loads > 1 ? 70 : 0)) + leaving + config.warps() * 600.0;
-    issue += own * mma_steps * config.warps() * (filter_loads + patch_loads * (ieee ? 9 : 1) + 8) +
+    issue += own * mma_steps * config.warps() * (grouped ? 10 : filter_loads + patch_loads * (ieee ? 9 : 1) + 8) +
              own * chunks * config.warps() * 45 + own_aside;
     aside += own_aside;
     const double output_row = double(box.tile[3]) * block.block.w_count * bytes;
@@ -154,7 +182,7 @@ std::optional<GemmCost> cost_of(const GemmWork& work, std::vector<BlockShifts>& 
     l2 += units * 16 * input_waste + own * chunks * config.slab_bytes(work.operand) + outputs * bytes * output_waste;
     steps += own * chunks;
   }
-  issue += mma * (ieee ? 7 : 1);
+  if (!grouped) issue += mma * (ieee ? 7 : 1);
   double positions = 1;
   for (int axis = 0; axis < kTileAxes; ++axis) positions *= double(ceil_div(q[axis], box.tile[axis]));
   positions *= double(problem.groups * ceil_div(out_channels, block_channels));
@@ -174,8 +202,18 @@ std::optional<GemmCost> cost_of(const GemmWork& work, std::vector<BlockShifts>& 
   // What a thread block waits for alone: first patch and filter, barriers, the way out. Neighbours hide their share of it.
   const double resident = std::min<double>(work.blocks, per_sm);
   const double latency = per_sm * (2500 + steps / each * 90) / resident * cycle;
+  const Weights& weights = grouped ? kWarpgroups : kWarps;
+  cost.tensor *= weights.tensor;
+  cost.shared *= weights.shared;
+  cost.issue *= weights.issue;
+  cost.l2 *= weights.l2;
+  cost.memory *= weights.memory;
   // Prologue and epilogue do not overlap with their own thread block's products.
-  cost.total = overlapped(cost) + aside / 4 * share + latency + 4.0;
+  const double alone = (aside / 4 * share + latency) * weights.alone;
+  const bool forward = shape.op == Operator::forward;
+  // Of warpgroups, chunks of 8 planes leave room for few stages.
+  const double seen = grouped ? (forward ? 1.05 : 0.93) * (config.planes == 8 ? 1.1 : 1.0) : forward ? 1.0 : 1.1;
+  cost.total = ((grouped ? largest(cost) : together(cost)) + alone) * seen + weights.launch;
   return cost;
 }
 

@@ -1,7 +1,8 @@
 #pragma once
 
-#include "arch/device_executor.cuh"
+#include "arch/warpgroup_executor.cuh"
 #include "kernel/implicit_gemm.hpp"
+#include "kernel/warpgroup_gemm.hpp"
 #include "launch/gemm_launch.hpp"
 
 namespace convt {
@@ -14,9 +15,24 @@ __global__ void __launch_bounds__(Kernel::kThreads, Kernel::kBlocks)
   Kernel::run(block, params);
 }
 
+// Built for every architecture, launched on Hopper alone.
+template <class Kernel>
+__global__ void __launch_bounds__(Kernel::kThreads, Kernel::kBlocks)
+    warpgroup_gemm(const __grid_constant__ GemmParams params) {
+#if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  extern __shared__ __align__(128) char memory[];
+  WarpgroupExecutor<Kernel::kThreads / 2> block(memory);
+  Kernel::run(block, params);
+#else
+  __trap();
+#endif
+}
+
 template <TileConfig kConfig, Operand kOperand>
 const void* gemm_function() {
-  if constexpr (kConfig.has(kOperand)) {
+  if constexpr (kConfig.grouped() && kConfig.has(kOperand)) {
+    return reinterpret_cast<const void*>(&warpgroup_gemm<WarpgroupGemm<kConfig, kOperand>>);
+  } else if constexpr (kConfig.has(kOperand)) {
     return reinterpret_cast<const void*>(&implicit_gemm<ImplicitGemm<kConfig, kOperand>>);
   } else {
     return nullptr;

@@ -116,7 +116,7 @@ void launch_gemm(const GemmPlan& plan, const Pointers& pointers) {
   launch_pack(plan, call.pack, pointers.stream);
   const void* function = find_gemm_kernel(plan.config, plan.operand).function;
   void* arguments[] = {&call.gemm};
-  launch_function(function, plan.grid, plan.config.threads(), call.gemm.shared.bytes, arguments, pointers.stream,
+  launch_function(function, plan.grid, plan.config.block_threads(), call.gemm.shared.bytes, arguments, pointers.stream,
                   "launching the implicit GEMM");
 }
 

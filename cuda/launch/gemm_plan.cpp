@@ -10,8 +10,10 @@
 namespace convt {
 
 std::string name_of(const TileConfig& config) {
-  return std::to_string(config.rows) + "x" + std::to_string(config.pixels) + "p" + std::to_string(config.planes) + "w" +
-         std::to_string(config.warps_m) + "x" + std::to_string(config.warps_n);
+  const std::string tile =
+      std::to_string(config.rows) + "x" + std::to_string(config.pixels) + "p" + std::to_string(config.planes);
+  if (config.grouped()) return tile + "g" + std::to_string(config.warps() / 4);
+  return tile + "w" + std::to_string(config.warps_m) + "x" + std::to_string(config.warps_n);
 }
 
 std::string GemmPlan::name() const { return name_of(config); }
@@ -107,7 +109,7 @@ std::variant<GemmPlan, std::string> build(const GemmWork& work, const Candidate&
   const int vector = operand_vector(work.operand);
   const bool channels_inner = shape.stores_along_channels();
   GemmTables tables =
-      gemm_tables(shape, blocks, choice.box, work.capacity,
+      gemm_tables(shape, blocks, choice.box, work.capacity, work.config.planes,
                   {vector, work.config.threads(), choice.block_channels, shape.output[1], channels_inner});
   plan.tables = std::move(tables.bytes);
 
@@ -137,6 +139,25 @@ std::variant<GemmPlan, std::string> build(const GemmWork& work, const Candidate&
     to.by_tiles = FastDivisor(to.tiles);
     to.by_stride = FastDivisor(to.stride);
     tiles *= to.tiles;
+  }
+  if (choice.box.packed) {
+    const PatchShape patch = patch_shape(choice.box, {});
+    std::int32_t run_pitch = choice.box.run;
+    for (int axis = kTileAxes - 1; axis >= 0; --axis) {
+      TileAxis& to = params.axes[axis];
+      to.pitch = patch.pitch[axis];
+      to.run_pitch = run_pitch;
+      to.by_run = FastDivisor(choice.box.tile[axis] / choice.box.runs[axis]);
+      run_pitch *= choice.box.runs[axis];
+    }
+    for (std::int32_t at = 0; at < std::int32_t(std::size(params.runs)); ++at) {
+      std::int32_t rest = at * kGroupPixels / choice.box.run, pixel = at * kGroupPixels % choice.box.run;
+      for (int axis = kTileAxes - 1; axis >= 0; --axis) {
+        pixel += rest % choice.box.runs[axis] * (choice.box.tile[axis] / choice.box.runs[axis]) * patch.pitch[axis];
+        rest /= choice.box.runs[axis];
+      }
+      if (rest == 0) params.runs[at] = pixel;   // others lie outside the tile, and multiply its first pixels
+    }
   }
   params.table = tables.layout;
   params.shared =
@@ -176,6 +197,10 @@ std::variant<GemmPlan, std::string> build(const GemmWork& work, const Candidate&
   tiles *= std::int64_t(params.phase_blocks) * params.channel_blocks * params.conv_groups;
   plan.grid = tiles * params.splits;
   if (plan.grid > std::numeric_limits<std::int32_t>::max()) return "more than 2**31 thread blocks";
+  params.tiles = std::int32_t(tiles);
+  if (work.config.grouped()) {
+    plan.grid = std::min(tiles, std::int64_t(work.device.multiprocessors) * work.blocks);
+  }
 
   PackParams& pack = plan.pack;
   std::copy(filter.begin(), filter.end(), pack.strides);
@@ -234,6 +259,7 @@ std::variant<GemmPlan, std::string> plan_gemm(const Request& request, const Devi
   if (const std::string reason = gemm_refusal(request); !reason.empty()) return reason;
   const Operand operand = operand_of(request.dtype, request.precision);
   if (!config.has(operand)) return kNoRegisters;
+  if (config.grouped() && device.capability != 90) return "its instructions are Hopper's";
   const GemmShape shape = gemm_shape(request);
   const int fitting = blocks_that_fit(config, operand, device);
   if (fitting == 0) return "needs more shared memory than this GPU gives a thread block";
@@ -248,7 +274,7 @@ std::variant<GemmPlan, std::string> plan_gemm(const Request& request, const Devi
   for (const Origins& origin : origins_of(shape)) {
     std::int64_t q[kTileAxes] = {shape.problem.batch};
     for (int axis = 0; axis < kAxes; ++axis) q[1 + axis] = grid_of(shape, origin, axis).count;
-    const std::vector<TileBox> candidates = boxes(config.pixels, q);
+    std::vector<TileBox> candidates = boxes(config.pixels, q);
     // Rows of the output leave whole unless their phases alone exceed the tile: cut W phases make scalar stores.
     const std::int64_t wide = shape.reached_phases(2);
     const std::vector<std::int32_t> channel_counts = channel_blocks(out_channels, config.rows);
@@ -261,8 +287,9 @@ std::variant<GemmPlan, std::string> plan_gemm(const Request& request, const Devi
       // Stored along channels, a block that ends within 16 bytes would make scalar stores.
       if (whole_blocks && channels % vector != 0) continue;
       std::vector<BlockShifts> blocks = block_shifts(shape, origin, config.rows, channels);
+      if (config.grouped()) candidates = packed_boxes(config.pixels, q, blocks);
       for (const TileBox& box : candidates) {
-        for (std::int32_t splits = 1; splits <= 64; splits *= 2) {
+        for (std::int32_t splits = 1; splits <= (config.grouped() ? 1 : 64); splits *= 2) {
           if (splits > 1 && !can_split(work, blocks, q, box, channels, splits)) break;
           // Cutting shifts into groups takes time: not for what loses anyway.
           if (best && cost_of(work, blocks, q, box, channels, splits, Patches::least)->total >= best->cost.total)

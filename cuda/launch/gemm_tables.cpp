@@ -144,8 +144,19 @@ std::int32_t input_offset(const GemmShape& shape, std::int32_t phase, int axis) 
   return phase % std::int32_t(axes[axis].stride) - std::int32_t(axes[axis].padding);
 }
 
+}  // namespace
+
+std::int64_t plane_pixels(const GemmShape& geometry, const PatchShape& patch, int planes) {
+  if (!geometry.gathers_along_channels() || planes == 0) return patch.pixels;
+  const std::int64_t odd = planes == 8 ? 1 : 2;
+  return patch.pixels + (8 + odd - patch.pixels % 8) % 8;
+}
+
+namespace {
+
 struct Limits {
   std::int64_t pixels, shifts;   // of a group
+  int planes;                    // of a patch
 };
 
 bool split(const GemmShape& geometry, ShiftAt first, ShiftAt begin, ShiftAt end, const TileBox& box,
@@ -163,7 +174,8 @@ bool split(const GemmShape& geometry, ShiftAt first, ShiftAt begin, ShiftAt end,
   const PatchSpan span = span_of(begin, end, w_stride);
   const auto& [low, high, w_count] = span;
   const PatchShape shape = patch_shape(box, span);
-  if (shape.pixels <= limits.pixels) {
+  const std::int64_t pixels = plane_pixels(geometry, shape, limits.planes);
+  if (pixels <= limits.pixels) {
     PatchGroup made{{}, w_phases_of(begin, end, w_stride)};
     ShiftGroup& group = made.group;
     std::copy(std::begin(high), std::end(high), group.high);
@@ -172,7 +184,7 @@ bool split(const GemmShape& geometry, ShiftAt first, ShiftAt begin, ShiftAt end,
     for (int axis = 0; axis < kAxes; ++axis) group.offset[axis] = input_offset(geometry, corner, axis);
     std::copy(std::begin(shape.extent), std::end(shape.extent), group.extent);
     std::copy(std::begin(shape.pitch), std::end(shape.pitch), group.pitch);
-    group.pixels = std::int32_t(shape.pixels);
+    group.pixels = std::int32_t(pixels);
     for (int axis = 0; axis < kAxes; ++axis) group.by_pitch[axis] = FastDivisor(group.pitch[axis]);
     group.first_shift = group.first_step = std::int32_t(begin - first);
     group.shifts = std::int32_t(end - begin);
@@ -188,6 +200,7 @@ bool split(const GemmShape& geometry, ShiftAt first, ShiftAt begin, ShiftAt end,
     groups.push_back(std::move(made));
     return true;
   }
+  if (box.packed) return false;
   // Phases share nothing but the cache lines that they lie in.
   if (w_count > 1) {
     const std::int32_t middle = w_phases_of(begin, end, w_stride)[w_count / 2];
@@ -293,12 +306,98 @@ std::vector<TileBox> boxes(std::int32_t pixels, const std::int64_t (&q)[kTileAxe
   return made;
 }
 
+namespace {
+
+// Boxes whose positions lie in one run of `pixels` neighbouring pixels.
+std::vector<TileBox> run_boxes(std::int32_t pixels, const std::int64_t (&q)[kTileAxes], TileBox box) {
+  const std::int64_t phases = box.w_phases;
+  std::vector<TileBox> made;
+  // Along W: as the run's pixels are shared by 1, 2, ... rows; then as many rows, slabs and images as fit.
+  std::int64_t previous = 0;
+  for (std::int64_t rows = 1; rows <= pixels; ++rows) {
+    const std::int64_t pitch = (pixels + box.halo[2]) / rows / (2 * phases) * (2 * phases);
+    const std::int64_t most = rows == 1 ? pixels : pitch / phases - box.halo[2];
+    if (most < 1) break;
+    const std::int64_t w = ceil_div(q[3], ceil_div(q[3], std::min(q[3], most)));
+    if (w == previous) continue;
+    previous = w;
+    const std::int64_t row = round_up((w + box.halo[2]) * phases, 2);
+    const std::int64_t rows_fit = (pixels - w) / row + 1;
+    std::int64_t last_h = 0;
+    for (std::int64_t h_most = std::min(q[2], rows_fit); h_most >= 1;
+         h_most = h_most > 4 ? h_most * 3 / 4 : h_most - 1) {
+      const std::int64_t h = ceil_div(q[2], ceil_div(q[2], h_most));
+      if (h == last_h) continue;
+      last_h = h;
+      const std::int64_t slab = row * (h + box.halo[1]), used = (h - 1) * row + w;
+      const std::int64_t d_fit = std::min(q[1], (pixels - used) / slab + 1);
+      const std::int64_t d = ceil_div(q[1], ceil_div(q[1], d_fit));
+      const std::int64_t image = slab * (d + box.halo[0]), all = (d - 1) * slab + used;
+      const std::int64_t n_fit = std::min(q[0], (pixels - all) / image + 1);
+      box.tile[0] = std::int32_t(ceil_div(q[0], ceil_div(q[0], n_fit)));
+      box.tile[1] = std::int32_t(d);
+      box.tile[2] = std::int32_t(h);
+      box.tile[3] = std::int32_t(w);
+      made.push_back(box);
+    }
+  }
+  return made;
+}
+
+}  // namespace
+
+std::vector<TileBox> packed_boxes(std::int32_t pixels, const std::int64_t (&q)[kTileAxes],
+                                  const std::vector<BlockShifts>& blocks) {
+  TileBox box{{1, 1, 1, 1}, true};
+  for (const BlockShifts& block : blocks) {
+    for (const PatchSpan& span : block.spans) {
+      for (int axis = 0; axis < kAxes; ++axis) {
+        box.halo[axis] = std::max(box.halo[axis], span.high[axis] - span.low[axis]);
+      }
+      box.w_phases = std::max(box.w_phases, span.w_phases);
+    }
+  }
+  std::vector<TileBox> made;
+  for (box.run = pixels; box.run >= kGroupPixels; box.run /= 2) {
+    const std::int32_t runs = pixels / box.run;
+    for (const TileBox& of_run : run_boxes(box.run, q, box)) {
+      // As many side by side along one outer axis, or half of them along two. Further out a run has no second position: the whole
+      // tile's rows would lie between.
+      for (int axis = 0; axis < kTileAxes - 1; ++axis) {
+        for (int other = axis; other < (runs == 4 ? kTileAxes - 1 : axis + 1); ++other) {
+          TileBox whole = of_run;
+          whole.runs[axis] *= other == axis ? runs : 2;
+          whole.runs[other] *= other == axis ? 1 : 2;
+          bool wanted = true;
+          for (int at = 0; at <= other && runs > 1; ++at) {
+            if (at < other) whole.tile[at] = 1;
+            wanted = wanted && (whole.runs[at] == 1 || whole.tile[at] * (whole.runs[at] - 1) < q[at]);
+            whole.tile[at] *= whole.runs[at];
+          }
+          if (wanted) made.push_back(whole);
+        }
+        if (runs == 1) break;
+      }
+    }
+  }
+  return made;
+}
+
 PatchShape patch_shape(const TileBox& box, const PatchSpan& span) {
   PatchShape shape{};
   shape.conflicts = 1;
   shape.extent[0] = box.tile[0];
   for (int axis = 0; axis < kAxes; ++axis)
-    shape.extent[1 + axis] = box.tile[1 + axis] + span.high[axis] - span.low[axis];
+    shape.extent[1 + axis] = box.tile[1 + axis] + (box.packed ? box.halo[axis] : span.high[axis] - span.low[axis]);
+  if (box.packed) {
+    // Rows of an even number of pixels: pairs of sums do not straddle them.
+    shape.pitch[3] = 1;
+    shape.pitch[2] = shape.extent[3] * box.w_phases + shape.extent[3] * box.w_phases % 2;
+    shape.pitch[1] = shape.pitch[2] * shape.extent[2];
+    shape.pitch[0] = shape.pitch[1] * shape.extent[1];
+    shape.pixels = std::int64_t(shape.pitch[0]) * shape.extent[0];
+    return shape;
+  }
   const auto lay = [&](bool padded) {
     std::int64_t pitch = 1, positions = 1, outside = box.positions();
     for (int axis = kTileAxes - 1; axis >= 0; --axis) {
@@ -329,10 +428,10 @@ PatchShape patch_shape(const TileBox& box, const PatchSpan& span) {
 }
 
 std::vector<PatchGroup> group_shifts(const GemmShape& shape, BlockShifts& block, const TileBox& box,
-                                     std::int64_t capacity, std::int64_t most_shifts) {
+                                     std::int64_t capacity, int planes, std::int64_t most_shifts) {
   std::vector<PatchGroup> groups;
   const ShiftAt begin = block.shifts.begin(), end = block.shifts.end();
-  if (begin != end && !split(shape, begin, begin, end, box, {capacity, most_shifts}, groups)) groups.clear();
+  if (begin != end && !split(shape, begin, begin, end, box, {capacity, most_shifts, planes}, groups)) groups.clear();
   return groups;
 }
 
@@ -347,7 +446,7 @@ std::int32_t add_row(std::vector<std::int32_t>& rows, const PatchGroup& made) {
 }
 
 GemmTables gemm_tables(const GemmShape& shape, std::vector<BlockShifts> blocks, const TileBox& box,
-                       std::int64_t capacity, const Leaving& leaving) {
+                       std::int64_t capacity, int planes, const Leaving& leaving) {
   GemmTables tables;
   std::vector<PhaseBlock> phase_blocks;
   std::vector<ShiftGroup> groups;
@@ -355,7 +454,7 @@ GemmTables gemm_tables(const GemmShape& shape, std::vector<BlockShifts> blocks, 
   std::vector<std::int32_t> phases, rows;
   std::vector<std::int16_t> slots;
   for (BlockShifts& made : blocks) {
-    std::vector<PatchGroup> own = group_shifts(shape, made, box, capacity);
+    std::vector<PatchGroup> own = group_shifts(shape, made, box, capacity, planes);
     PhaseBlock block = made.block;
     block.first_slot = std::int32_t(slots.size());
     block.first_phase = std::int32_t(phases.size());

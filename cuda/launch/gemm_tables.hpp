@@ -14,6 +14,12 @@ using Origins = std::array<Origin, kAxes>;
 // A tile's extents in q positions: N, D, H, W.
 struct TileBox {
   std::int32_t tile[kTileAxes];
+  // Of a warpgroup, positions are consecutive pixels of the patch: every patch has the halo of the largest, and as many W phases.
+  bool packed = false;
+  std::int32_t halo[kAxes] = {};
+  std::int32_t w_phases = 1;
+  std::int32_t run = 0;                            // neighbouring pixels, and how many runs there are along every axis
+  std::int32_t runs[kTileAxes] = {1, 1, 1, 1};
   std::int64_t positions() const { return std::int64_t(tile[0]) * tile[1] * tile[2] * tile[3]; }
 };
 
@@ -51,6 +57,14 @@ struct PatchShape {
 };
 PatchShape patch_shape(const TileBox& box, const PatchSpan& span);
 
+// Boxes whose positions, with the halo between them, are at most `pixels` consecutive pixels of their patches.
+std::vector<TileBox> packed_boxes(std::int32_t pixels, const std::int64_t (&q)[kTileAxes],
+                                  const std::vector<BlockShifts>& blocks);
+
+// Pixels from one of `planes` planes to the next: where channels lie side by side, threads that store vectors of one pixel, or of two
+// neighbours, side by side meet in no bank. No planes: as many as the patch has.
+std::int64_t plane_pixels(const GemmShape& geometry, const PatchShape& patch, int planes);
+
 // Cuts the shifts of a block into groups of at most `most_shifts` whose patch has at most `capacity` pixels, reordering them. Shift indices of the
 // groups are relative to the block. Empty when a single shift does not fit.
 struct PatchGroup {
@@ -58,7 +72,7 @@ struct PatchGroup {
   std::vector<std::int32_t> w_phases;      // ascending, from the first
 };
 std::vector<PatchGroup> group_shifts(const GemmShape& shape, BlockShifts& block, const TileBox& box,
-                                     std::int64_t capacity, std::int64_t most_shifts = 1 << 30);
+                                     std::int64_t capacity, int planes, std::int64_t most_shifts = 1 << 30);
 
 // Puts the RowPhases of a group with several W phases behind `rows`. Returns its byte offset there plus 1, or 0 when there is one.
 std::int32_t add_row(std::vector<std::int32_t>& rows, const PatchGroup& made);
@@ -90,6 +104,6 @@ struct Leaving {
   bool channels_inner;                     // stores run along channels, not along W
 };
 GemmTables gemm_tables(const GemmShape& shape, std::vector<BlockShifts> blocks, const TileBox& box,
-                       std::int64_t capacity, const Leaving& leaving);
+                       std::int64_t capacity, int planes, const Leaving& leaving);
 
 }  // namespace convt

@@ -153,7 +153,7 @@ std::optional<Candidate> best_of(const Work& work, std::int64_t capacity_cut) {
       choice.octets = std::int32_t(octets);
       choice.box = box;
       BlockShifts all = every;
-      choice.groups = group_shifts(work.shape, all, box, capacity_cut, taps);
+      choice.groups = group_shifts(work.shape, all, box, capacity_cut, 0, taps);
       choice.shifts = std::move(all.shifts);
       std::int64_t pixels = 0;
       for (const PatchGroup& made : choice.groups) pixels = std::max<std::int64_t>(pixels, made.group.pixels);

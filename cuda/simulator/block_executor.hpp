@@ -53,6 +53,7 @@ class HostWarp {
   std::int32_t index() const { return index_; }
   std::int32_t thread(int lane) const { return index_ * 32 + lane; }
 
+  void sync() {}   // lanes take turns
   template <class Visit>
   void lanes(Visit visit) {
     for (int lane = 0; lane < 32; ++lane) visit(lane);
@@ -92,6 +93,7 @@ class HostWarp {
   }
   template <class T>
   void store_global_pair(char* target, const T& value) {
+    aligned(target, sizeof(T));
     store_global(target, value);
   }
   void store_global16(char* target, const Vector16& value) { store_global(target, value); }

@@ -1,9 +1,11 @@
 #include "simulator/simulator.hpp"
+#include "simulator/warpgroup_block.hpp"
 
 #include <algorithm>
 #include <numeric>
 
 #include "kernel/implicit_gemm.hpp"
+#include "kernel/warpgroup_gemm.hpp"
 #include "kernel/weight_gemm.hpp"
 
 namespace convt::simulator {
@@ -20,7 +22,12 @@ void each_block(std::int64_t grid, const Schedule& schedule, Visit visit) {
 
 template <TileConfig kConfig, Operand kOperand>
 void run_blocks(const GemmPlan& plan, const GemmParams& params, const Schedule& schedule, Counters& counters) {
-  if constexpr (kConfig.has(kOperand)) {
+  if constexpr (kConfig.has(kOperand) && kConfig.grouped()) {
+    each_block(plan.grid, schedule, [&](std::int32_t index) {
+      WarpgroupBlock block(index, std::int32_t(plan.grid), kConfig.groups(), params.shared.bytes, schedule, counters);
+      WarpgroupGemm<kConfig, kOperand>::run(block, params);
+    });
+  } else if constexpr (kConfig.has(kOperand)) {
     each_block(plan.grid, schedule, [&](std::int32_t index) {
       BlockExecutor block(index, kConfig.warps(), params.shared.bytes, schedule, counters);
       ImplicitGemm<kConfig, kOperand>::run(block, params);

@@ -1,0 +1,141 @@
+#pragma once
+
+#include "collective/epilogue.hpp"
+
+namespace convt {
+
+// Sums of warpgroups to an output without phases. Every warp turns its own 16 rows in shared memory, a slice of pixels at a time, so
+// that its stores run along rows of the output; nobody else waits. Where pairs of positions go is found once, for all tiles.
+template <TileConfig kConfig, Operand kOperand>
+struct PairExit {
+  using Products = Mma<kConfig, kOperand>;
+  using Output = Epilogue<kConfig, kOperand>;
+  using Word = Pair<kOperand>;
+  static constexpr int kBytes = operand_bytes(kOperand);
+  static constexpr int kSlice = 128 / kBytes;          // pixels
+  static constexpr int kAcross = kSlice / 2;           // lanes along a row
+  static constexpr int kTogether = 32 / kAcross;       // rows that a warp stores at a time
+  static constexpr int kPitch = 128 + kExitPadding * kBytes;   // bytes of a row: lanes meet in no bank
+  static_assert(kMmaRows * kPitch <= kExitBytes);
+
+  template <class Warp>
+  CONVT_HOST_DEVICE static void clear(Warp& warp, const GemmParams& params) {
+    warp.lanes([&](int lane) {
+      for (std::int32_t pair = warp.thread(lane); pair < kConfig.pixels / 2; pair += kConfig.threads()) {
+        warp.template store<ExitPair>(exit_of(params, pair), ExitPair{0, 0, 0, 0});
+      }
+    });
+  }
+
+  template <class Warp>
+  CONVT_HOST_DEVICE static void tabulate(Warp& warp, const GemmParams& params) {
+    const TileAxis* const axes = params.axes;
+    const std::int32_t across = (axes[3].tile + 1) / 2, pairs = axes[0].tile * axes[1].tile * axes[2].tile * across;
+    warp.lanes([&](int lane) {
+      for (std::int32_t index = warp.thread(lane); index < pairs; index += kConfig.threads()) {
+        std::int32_t digit[kTileAxes], rest = index / across, position = 0, offset = 0;
+        digit[3] = index % across * 2;
+        for (int axis = 2; axis >= 0; --axis) {
+          digit[axis] = rest % axes[axis].tile;
+          rest /= axes[axis].tile;
+        }
+        for (int axis = 0; axis < kTileAxes; ++axis) {
+          position += axes[axis].position(digit[axis]);
+          offset += digit[axis] * std::int32_t(params.output_strides[axis == 0 ? 0 : 1 + axis]);
+        }
+        const std::int32_t left = axes[3].tile - digit[3];
+        const ExitPair exit{offset * kBytes, digit[2] << 16 | digit[3], digit[0] << 16 | digit[1], left < 2 ? left : 2};
+        warp.template store<ExitPair>(exit_of(params, position / 2), exit);
+      }
+    });
+  }
+
+  template <class Warp, int kLanes>
+  CONVT_HOST_DEVICE static void write(Warp& warp, const typename Products::template State<kLanes>& state,
+                                      const GemmParams& params, const Tile& tile) {
+    const std::int32_t first_of_block = tile.channel_block * params.block_channels;
+    const std::int32_t left = params.out_channels - first_of_block;
+    const std::int32_t first_row = warp.index() % kConfig.warps_m * kMmaRows;
+    const std::int32_t channels = (left < params.block_channels ? left : params.block_channels) - first_row;   // of the warp
+    const std::int32_t first_pair = warp.index() / kConfig.warps_m * kConfig.warp_pixels() / 2;
+    const std::int64_t first_channel = std::int64_t(tile.conv_group) * params.out_channels + first_of_block + first_row;
+    std::int64_t origin = tile.q[0] * params.output_strides[0] + first_channel * params.output_strides[1];
+    bool whole = tile.count[0] == params.axes[0].tile;
+    for (int axis = 1; axis < kTileAxes; ++axis) {
+      origin += (tile.q[axis] - params.axes[axis].origin) * params.output_strides[1 + axis];
+      whole = whole && tile.count[axis] == params.axes[axis].tile;
+    }
+    char* const base = static_cast<char*>(params.output) + origin * kBytes;
+    const std::int64_t channel_bytes = params.output_strides[1] * kBytes;
+    const bool pairs = params.direct == 2;
+    const std::int32_t own = params.shared.slices + warp.index() * kExitBytes;
+
+    Lanes<float, kLanes> bias[2];
+    warp.lanes([&](int lane) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const std::int32_t channel = i * 8 + lane / 4;
+        bias[i][lane] = 0;
+        if (params.bias == nullptr || channel >= channels) continue;
+        bias[i][lane] = Output::to_float(
+            warp, static_cast<const char*>(params.bias) + (first_channel + channel) * params.bias_stride * kBytes);
+      }
+    });
+#pragma unroll
+    for (int slice = 0; slice < kConfig.warp_pixels() / kSlice; ++slice) {
+      warp.lanes([&](int lane) {
+#pragma unroll
+        for (int j = 0; j < kSlice / kMmaPixels; ++j) {
+#pragma unroll
+          for (int i = 0; i < 2; ++i) {
+            const auto& sum = state.sum[0][slice * (kSlice / kMmaPixels) + j];
+            const Word word =
+                pack_pair<kOperand>(sum[i * 2][lane] + bias[i][lane], sum[i * 2 + 1][lane] + bias[i][lane]);
+            warp.template store<Word>(
+                own + (i * 8 + lane / 4) * kPitch + (j * kMmaPixels / 2 + lane % 4) * std::int32_t(sizeof(Word)), word);
+          }
+        }
+      });
+      warp.sync();
+      warp.lanes([&](int lane) {
+        const std::int32_t pair = first_pair + slice * kAcross + lane % kAcross;
+        const ExitPair exit = warp.template load<ExitPair>(exit_of(params, pair));
+        std::int32_t count = exit.count;
+        if (!whole) {
+          const std::int32_t along = tile.count[3] - (exit.hw & 0xffff);
+          const bool inside = exit.hw >> 16 < tile.count[2] && (exit.nd & 0xffff) < tile.count[1] &&
+                              exit.nd >> 16 < tile.count[0];
+          count = !inside ? 0 : along < count ? along : count;
+        }
+        char* target = base + exit.offset + lane / kAcross * channel_bytes;
+        const std::int32_t from = own + lane / kAcross * kPitch + lane % kAcross * std::int32_t(sizeof(Word));
+#pragma unroll
+        for (int row = 0; row < kMmaRows; row += kTogether) {
+          const Word word = warp.template load<Word>(from + row * kPitch);
+          if (row + lane / kAcross < channels) {
+            if (pairs && count > 1) {
+              warp.store_global_pair(target, word);
+            } else {
+              if (count > 0) store_half(warp, target, word);
+              if (count > 1) store_half(warp, target + kBytes, word >> (8 * kBytes));
+            }
+          }
+          target += kTogether * channel_bytes;
+        }
+      });
+      warp.sync();
+    }
+  }
+
+ private:
+  CONVT_HOST_DEVICE static std::int32_t exit_of(const GemmParams& params, std::int32_t pair) {
+    return params.shared.exits + pair * std::int32_t(sizeof(ExitPair));
+  }
+  template <class Warp>
+  CONVT_HOST_DEVICE static void store_half(Warp& warp, char* target, Word word) {
+    using Half = std::conditional_t<kBytes == 4, std::uint32_t, std::uint16_t>;
+    warp.template store_global<Half>(target, Half(word));
+  }
+};
+
+}  // namespace convt

@@ -1,0 +1,266 @@
+#pragma once
+
+#include "collective/filter_loader.hpp"
+#include "collective/pair_exit.hpp"
+#include "collective/patch_loader.hpp"
+
+namespace convt {
+
+// The implicit GEMM for Hopper. Warpgroups multiply patches as they lie in shared memory; as many others load them, a warp of which
+// feeds the filter. A thread block takes one tile after the other, its loaders ahead of those who multiply. Positions of a tile are
+// consecutive pixels of the patch, the halo's among them: those columns are computed and dropped.
+template <TileConfig kConfig, Operand kOperand>
+struct WarpgroupGemm {
+  using Params = GemmParams;
+  using Filter = FilterLoader<kConfig, kOperand>;
+  using Patch = PatchLoader<kConfig, kOperand>;
+  using Sums = Mma<kConfig, kOperand>;
+  using Output = Epilogue<kConfig, kOperand>;
+  using Exit = PairExit<kConfig, kOperand>;
+  static constexpr TileConfig config = kConfig;
+  static constexpr Operand operand = kOperand;
+  static constexpr int kStages = kConfig.filter_stages;
+  static constexpr int kThreads = kConfig.block_threads();
+  static constexpr int kBlocks = kConfig.blocks_of(kOperand);
+  static constexpr int kLoaderRegisters = 88, kConsumerRegisters = 168;
+  static_assert(kConfig.warp_rows() == kMmaRows && kConfig.warp_pixels() == 2 * kGroupPixels && kConfig.warps_m % 4 == 0,
+                "a warpgroup keeps the sums of 64 rows and 256 pixels");
+
+  // Barriers, in this order behind params.shared.barriers.
+  static constexpr int kFilterFull = 0, kFilterEmpty = kStages, kPatchFull = 2 * kStages,
+                       kPatchEmpty = kPatchFull + kPatchStages, kLeft = kPatchEmpty + kPatchStages;
+  static_assert(kLeft + 1 == kConfig.barriers());
+  CONVT_HOST_DEVICE static std::int32_t barrier(const GemmParams& params, int first, std::int32_t at) {
+    return params.shared.barriers + (first + at) * 8;
+  }
+  CONVT_HOST_DEVICE static int arrivals(int at) {
+    if (at < kFilterEmpty) return 1;
+    return at >= kPatchFull && at < kPatchEmpty ? kConfig.loaders() : kConfig.warps();
+  }
+
+  // A place in a ring of stages: the stage, and the parity of its round.
+  template <int kCount>
+  struct Ring {
+    std::int32_t stage = 0;
+    std::uint32_t parity = 0;
+    CONVT_HOST_DEVICE void next() {
+      if (++stage == kCount) {
+        stage = 0;
+        parity ^= 1;
+      }
+    }
+  };
+
+  struct Work {
+    Tile tile;
+    PhaseBlock phases;
+    std::int32_t patches;
+  };
+  template <class Group>
+  CONVT_HOST_DEVICE static Work work_of(Group& group, const GemmParams& params, std::int32_t index) {
+    Work work;
+    work.tile = tile_of(params, index);
+    work.phases = group.template load<PhaseBlock>(params.tables + work.tile.phase_block * sizeof(PhaseBlock));
+    work.patches = work.phases.groups * params.chunks;
+    return work;
+  }
+  template <class Group>
+  CONVT_HOST_DEVICE static ShiftGroup shifts_at(Group& group, const GemmParams& params, const Work& work,
+                                                std::int32_t index) {
+    return group.template load<ShiftGroup>(params.tables + params.table.groups +
+                                           (work.phases.first_group + index) * sizeof(ShiftGroup));
+  }
+
+  template <class Executor>
+  CONVT_HOST_DEVICE static void run(Executor& block, const GemmParams& params) {
+    block.setup(params.shared.barriers, kConfig.barriers(), [](int at) { return arrivals(at); });
+    block.template roles<kLoaderRegisters, kConsumerRegisters>([&](auto& group) { load(group, params); },
+                                                               [&](auto& group) { feed(group, params); },
+                                                               [&](auto& group) { consume(group, params); });
+  }
+
+  // Patch after patch, two batches on their way at a time.
+  template <class Executor>
+  CONVT_HOST_DEVICE static void load(Executor& group, const GemmParams& params) {
+    using Warp = typename Executor::Warp;
+    struct Batches {
+      typename Patch::template State<Executor::kLanes> at[2];
+    };
+    typename Executor::template PerWarp<Batches> states;
+    Ring<kPatchStages> to;
+    Ring<1> left;
+    for (std::int32_t index = group.index(); index < params.tiles; index += group.count()) {
+      const auto phases = group.template read<PhaseBlock>(params.tables +
+                                                          tile_of(params, index).phase_block * sizeof(PhaseBlock));
+      ShiftGroup shifts{};
+      const char* origin = nullptr;
+      for (std::int32_t patch = 0, chunk = 0; patch < phases.groups * params.chunks; ++patch) {
+        if (chunk == 0) {
+          const Tile tile = tile_of(params, index);   // found anew: kept, it would take the registers of the batches
+          shifts = group.template read<ShiftGroup>(params.tables + params.table.groups +
+                                                   (phases.first_group + patch / params.chunks) * sizeof(ShiftGroup));
+          origin = Patch::origin(params, tile, shifts);
+          group.each_warp(states, [=, &params](Warp& warp, Batches&) { Patch::tabulate(warp, params, tile, shifts); });
+        }
+        const std::int32_t batches = Patch::batches(params, shifts);
+        const std::int32_t target = params.shared.patch + to.stage * params.shared.patch_stage_bytes;
+        const auto fetch = [&](int at, std::int32_t batch) {
+          if (batch >= batches) return;
+          group.each_warp(states, [=, &params](Warp& warp, Batches& state) {
+            Patch::load(warp, state.at[at], params, shifts, origin, chunk, batch);
+          });
+        };
+        const auto store = [&](int at, std::int32_t batch) {
+          if (batch >= batches) return;
+          group.each_warp(states, [=, &params](Warp& warp, Batches& state) {
+            Patch::store(warp, state.at[at], params, shifts, target, batch);
+          });
+        };
+        fetch(0, 0);
+        fetch(1, 1);
+        group.wait(barrier(params, kPatchEmpty, to.stage), to.parity ^ 1);
+#pragma unroll 1
+        for (std::int32_t batch = 0; batch < batches; batch += 2) {
+          store(0, batch);
+          fetch(0, batch + 2);
+          store(1, batch + 1);
+          fetch(1, batch + 3);
+        }
+        group.each_warp(states, [](Warp& warp, Batches&) { warp.publish(); });
+        group.arrive_all(barrier(params, kPatchFull, to.stage));
+        to.next();
+        if (++chunk == params.chunks) chunk = 0;
+      }
+      await_leaving(group, params, left);
+    }
+  }
+
+  // The filter, slab after slab.
+  template <class Executor>
+  CONVT_HOST_DEVICE static void feed(Executor& group, const GemmParams& params) {
+    Ring<kStages> to;
+    Ring<1> left;
+    for (std::int32_t index = group.index(); index < params.tiles; index += group.count()) {
+      const Work work = work_of(group, params, index);
+      const std::int64_t block =
+          std::int64_t(work.tile.conv_group) * params.channel_blocks + work.tile.channel_block;
+      const char* slab =
+          params.filter + (block * params.steps + work.phases.first_step) * params.chunks * Filter::kSlabBytes;
+#pragma unroll 1
+      for (std::int32_t steps = work.phases.steps * params.chunks; steps > 0; --steps) {
+        group.wait(barrier(params, kFilterEmpty, to.stage), to.parity ^ 1);
+        group.copy_bulk(Filter::stage_offset(to.stage), slab, Filter::kSlabBytes, barrier(params, kFilterFull, to.stage));
+        slab += Filter::kSlabBytes;
+        to.next();
+      }
+      await_leaving(group, params, left);
+    }
+  }
+
+  // Sums that leave through shared memory take the place of patches and filter.
+  template <class Executor>
+  CONVT_HOST_DEVICE static void await_leaving(Executor& group, const GemmParams& params, Ring<1>& left) {
+    if (params.direct) return;
+    group.wait(barrier(params, kLeft, 0), left.parity);
+    left.next();
+  }
+
+  template <class Executor>
+  CONVT_HOST_DEVICE static void consume(Executor& group, const GemmParams& params) {
+    using Warp = typename Executor::Warp;
+    using State = typename Sums::template State<Executor::kLanes>;
+    if (params.direct) {
+      typename Executor::template PerWarp<State> none;
+      group.each_warp(none, [&params](Warp& warp, State&) { Exit::clear(warp, params); });
+      group.sync_consumers(kTableBarrier);
+      group.each_warp(none, [&params](Warp& warp, State&) { Exit::tabulate(warp, params); });
+      group.sync_consumers(kTableBarrier);
+    }
+    Ring<kStages> use;
+    Ring<kPatchStages> from;
+#pragma unroll 1
+    for (std::int32_t index = group.index(); index < params.tiles; index += group.count()) {
+      typename Executor::template PerWarp<State> states;
+      group.each_warp(states, [](Warp& warp, State& state) { Sums::clear(warp, state); });
+      multiply(group, states, params, index, use, from);
+      const Tile tile = tile_of(params, index);
+      if (params.direct) {
+        group.each_warp(states,
+                        [=, &params](Warp& warp, State& state) { Exit::write(warp, state, params, tile); });
+        group.finish();
+        continue;
+      }
+      const PhaseBlock phases = group.template load<PhaseBlock>(params.tables + tile.phase_block * sizeof(PhaseBlock));
+      group.sync_consumers(kStagingBarrier);   // the staging takes the pipeline's place
+      group.each_warp(states,
+                      [=, &params](Warp& warp, State& state) { Output::stage(warp, state, params, tile, phases); });
+      group.sync_consumers(kOutputBarrier);
+      group.each_warp(states, [=, &params](Warp& warp, State&) {
+        Output::write(warp, params, tile, phases);
+        warp.publish();
+      });
+      group.arrive_warps(barrier(params, kLeft, 0));
+    }
+  }
+
+  template <class Executor, class States>
+  CONVT_HOST_DEVICE static void multiply(Executor& group, States& states, const GemmParams& params, std::int32_t index,
+                                         Ring<kStages>& use, Ring<kPatchStages>& from) {
+    using Warp = typename Executor::Warp;
+    using State = typename Sums::template State<Executor::kLanes>;
+    const Work work = work_of(group, params, index);
+    if (work.patches == 0) return;
+    ShiftGroup shifts = shifts_at(group, params, work, 0);
+    std::int32_t offset = group
+                              .template load<ShiftRecord>(params.tables + params.table.shifts +
+                                                          shifts.first_shift * sizeof(ShiftRecord))
+                              .pixel_offset;
+    std::int32_t last_filter = -1, last_patch = -1;   // whose products may be under way
+    for (std::int32_t patch = 0, chunk = 0; patch < work.patches; ++patch) {
+      group.wait(barrier(params, kPatchFull, from.stage), from.parity);
+      const std::int32_t pixels = params.shared.patch + from.stage * params.shared.patch_stage_bytes;
+      const std::int32_t plane_bytes = shifts.pixels * 16;
+#pragma unroll 1
+      for (std::int32_t shift = 0; shift < shifts.shifts; ++shift) {
+        group.wait(barrier(params, kFilterFull, use.stage), use.parity);
+        const std::int32_t filter = Filter::stage_offset(use.stage), first = pixels + offset * 16;
+        group.each_warp(states, [=, &params](Warp& warp, State& state) {
+          const std::int32_t rows = filter + warp.index() % kConfig.warps_m / 4 * kGroupRows * 16;
+          const std::int32_t* const runs = params.runs + warp.index() / kConfig.warps_m * 2;
+          const std::int32_t left = first + runs[0] * 16, right = first + runs[1] * 16;
+          warp.begin_products(state.sum[0]);
+#pragma unroll
+          for (int plane = 0; plane < kConfig.planes; plane += kMmaPlanes) {
+            const std::int32_t a = rows + plane * kConfig.rows * 16, on = plane * plane_bytes;
+            warp.template multiply_group<kOperand, 0>(state.sum[0], a, kConfig.rows * 16, left + on, plane_bytes);
+            warp.template multiply_group<kOperand, 16>(state.sum[0], a, kConfig.rows * 16, right + on, plane_bytes);
+          }
+          warp.commit_products(state.sum[0]);
+        });
+        offset = group.announced(filter + Filter::kHeader);
+        group.each_warp(states, [](Warp& warp, State& state) { warp.template wait_products<1>(state.sum[0]); });
+        // The step before is done.
+        if (last_filter >= 0) group.arrive_warps(barrier(params, kFilterEmpty, last_filter));
+        if (shift == 0 && last_patch >= 0) group.arrive_warps(barrier(params, kPatchEmpty, last_patch));
+        last_filter = use.stage;
+        use.next();
+      }
+      last_patch = from.stage;
+      from.next();
+      if (++chunk == params.chunks) {
+        chunk = 0;
+        if (patch + 1 < work.patches) shifts = shifts_at(group, params, work, (patch + 1) / params.chunks);
+      }
+    }
+    group.each_warp(states, [](Warp& warp, State& state) { warp.template wait_products<0>(state.sum[0]); });
+    group.arrive_warps(barrier(params, kFilterEmpty, last_filter));
+    group.arrive_warps(barrier(params, kPatchEmpty, last_patch));
+  }
+
+  // Barriers by name, so that a test can take them away one at a time.
+  static constexpr int kStagingBarrier = 0;
+  static constexpr int kOutputBarrier = 1;
+  static constexpr int kTableBarrier = 2;
+};
+
+}  // namespace convt

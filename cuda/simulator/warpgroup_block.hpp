@@ -1,0 +1,320 @@
+#pragma once
+
+#include <condition_variable>
+#include <exception>
+#include <mutex>
+#include <thread>
+
+#include "arch/descriptor.hpp"
+#include "simulator/block_executor.hpp"
+
+// Plays a warp-specialised thread block on the host: its roles (loaders, feeder, each warpgroup that multiplies) run in turns, one at
+// a time. One goes on until it waits for a round that is not complete; then it is the next one's turn. When all wait, the kernel
+// would hang.
+namespace convt::simulator {
+
+// A warp of a warpgroup. Products read their operands through descriptors, as late as the program allows or at once.
+class GroupHostWarp : public HostWarp {
+ public:
+  GroupHostWarp(BlockMemory* memory, int index) : HostWarp(memory, index), memory_(memory) {}
+
+  template <int kTiles>
+  void begin_products(Lanes<float, 32> (&)[kTiles][4]) {}
+  template <int kTiles>
+  void commit_products(Lanes<float, 32> (&)[kTiles][4]) {
+    committed_.push_back(std::move(issued_));
+    issued_.clear();
+  }
+  template <int kPending, int kTiles>
+  void wait_products(Lanes<float, 32> (&)[kTiles][4]) {
+    while (int(committed_.size()) > kPending) {
+      for (const auto& product : committed_.front()) product();
+      committed_.pop_front();
+    }
+  }
+  template <Operand kOperand, int kFirst, int kTiles>
+  void multiply_group(Lanes<float, 32> (&sums)[kTiles][4], std::int32_t a, std::int32_t a_pitch, std::int32_t b,
+                      std::int32_t b_pitch) {
+    for (const std::int32_t bytes : {a, a_pitch, b, b_pitch}) {
+      if (bytes % 16 != 0 || bytes / 16 > 0x3fff) throw std::runtime_error("wgmma: operand does not fit a descriptor");
+    }
+    const auto rows = sm90::fields_of(sm90::operand_at(a / 16, a_pitch / 16));
+    const auto pixels = sm90::fields_of(sm90::operand_at(b / 16, b_pitch / 16));
+    auto* const to = &sums[kFirst];
+    const auto product = [this, rows, pixels, to] { multiply_now<kOperand>(to, rows, pixels); };
+    if (memory_->schedule.late_copies) {
+      issued_.push_back(product);
+    } else {
+      product();
+    }
+  }
+  void publish() {}
+
+ private:
+  // This warp's 16 of the 64 rows.
+  template <Operand kOperand>
+  void multiply_now(Lanes<float, 32> (*sums)[4], const sm90::OperandFields& a, const sm90::OperandFields& b) {
+    constexpr int depth = is_float32(kOperand) ? 8 : 16, vector = depth / 2;
+    const auto row_of = [&](const sm90::OperandFields& operand, int row, float* to) {
+      for (int half = 0; half < 2; ++half) {
+        const char* from = memory_->at(
+            operand.address + row / 8 * operand.along_rows + row % 8 * 16 + half * operand.along_reduction, 16);
+        for (int at = 0; at < vector; ++at) to[half * vector + at] = element<kOperand>(from, at);
+      }
+    };
+    float rows[16][depth];
+    for (int row = 0; row < 16; ++row) row_of(a, index() % 4 * 16 + row, rows[row]);
+    for (int column = 0; column < kGroupPixels; ++column) {
+      float pixel[depth];
+      row_of(b, column, pixel);
+      for (int row = 0; row < 16; ++row) {
+        float& sum = sums[column / 8][row / 8 * 2 + column % 2][row % 8 * 4 + column % 8 / 2];
+        double total = sum;
+        for (int at = 0; at < depth; ++at) total += double(rows[row][at]) * double(pixel[at]);
+        sum = float(total);
+      }
+    }
+    ++memory_->counters->products;
+  }
+
+  template <Operand kOperand>
+  static float element(const char* from, int at) {
+    if constexpr (is_float32(kOperand)) {
+      std::uint32_t word;
+      std::memcpy(&word, from + at * 4, 4);
+      return as_float(word & kTf32Mask);   // the tensor core looks at no more
+    } else {
+      std::uint16_t word;
+      std::memcpy(&word, from + at * 2, 2);
+      return widen<kOperand>(word);
+    }
+  }
+
+  BlockMemory* memory_;
+  std::vector<std::function<void()>> issued_;
+  std::deque<std::vector<std::function<void()>>> committed_;
+};
+
+// Barriers that count arrivals, and whose turn it is.
+class RoundBarriers {
+ public:
+  RoundBarriers(int roles, bool backwards)
+      : step_(backwards ? roles - 1 : 1), turn_(backwards ? roles - 1 : 0), waits_since_(roles, -1), ended_(roles) {}
+
+  void add(int arrivals) { barriers_.push_back({arrivals, arrivals, 0}); }
+  void arrive(int barrier, int count) {
+    State& state = barriers_.at(barrier);
+    state.missing -= count;
+    if (state.missing < 0) throw std::runtime_error("a barrier counted more arrivals than a round has");
+    if (state.missing == 0) {
+      ++state.rounds;
+      state.missing = state.arrivals;
+    }
+    ++events_;
+  }
+
+  // Called by the role whose turn it is. Returns when the last round to be completed has this parity.
+  void wait(int role, int barrier, std::uint32_t parity) {
+    await(role, [&] { return (barriers_.at(barrier).rounds & 1) != int(parity); });
+  }
+  // The roles that come together here go on when all of them have come.
+  void meet(int role, int expected) {
+    const std::int64_t round = met_ / expected;
+    ++met_;
+    ++events_;
+    await(role, [&] { return met_ / expected > round; });
+  }
+  void begin(int role) {
+    std::unique_lock lock(mutex_);
+    turned_.wait(lock, [&] { return turn_ == role; });
+  }
+  void end(int role) {
+    std::unique_lock lock(mutex_);
+    ended_[role] = true;
+    pass_turn();
+  }
+
+ private:
+  struct State {
+    int arrivals, missing, rounds;
+  };
+  template <class Done>
+  void await(int role, Done done) {
+    std::unique_lock lock(mutex_);
+    while (!done()) {
+      waits_since_[role] = events_;
+      for (std::size_t other = 0; other < ended_.size(); ++other) {
+        if (!ended_[other] && waits_since_[other] != events_) break;
+        stuck_ = stuck_ || other + 1 == ended_.size();
+      }
+      pass_turn();
+      if (!stuck_) turned_.wait(lock, [&] { return turn_ == role; });
+      if (stuck_) throw std::runtime_error("the warpgroups wait for each other");
+    }
+    waits_since_[role] = -1;
+  }
+  void pass_turn() {
+    const int roles = int(ended_.size());
+    for (int tried = 0; tried < roles; ++tried) {
+      turn_ = (turn_ + step_) % roles;
+      if (!ended_[turn_]) break;
+    }
+    turned_.notify_all();
+  }
+
+  std::vector<State> barriers_;
+  std::mutex mutex_;
+  std::condition_variable turned_;
+  int step_, turn_;
+  std::int64_t events_ = 0, met_ = 0;
+  std::vector<std::int64_t> waits_since_;   // the events when a role began to wait in vain
+  std::vector<bool> ended_;
+  bool stuck_ = false;
+};
+
+// What all roles of a thread block share.
+struct SharedBlock {
+  std::int32_t index, count;
+  BlockMemory memory;
+  RoundBarriers barriers;
+  std::int32_t first_barrier = 0;
+};
+
+// The warps of one role; threads are numbered from `first` warps on.
+class HostGroup {
+ public:
+  using Warp = GroupHostWarp;
+  static constexpr int kLanes = 32;
+  template <class T>
+  struct PerWarp {
+    using State = T;
+    std::vector<T> state;
+  };
+
+  HostGroup(SharedBlock& block, int role, int first, int warps, int multiplying)
+      : block_(block), role_(role), multiplying_(multiplying), queues_(warps) {
+    for (int warp = 0; warp < warps; ++warp) warps_.emplace_back(&block.memory, first + warp);
+  }
+
+  std::int32_t index() const { return block_.index; }
+  std::int32_t count() const { return block_.count; }
+  template <class T>
+  T load(const char* source) const {
+    T value;
+    std::memcpy(&value, source, sizeof(T));
+    return value;
+  }
+  template <class T>
+  T read(const char* source) const {
+    return load<T>(source);
+  }
+
+  template <class States, class Visit>
+  void each_warp(States& states, Visit visit) {
+    if (states.state.empty()) states.state.resize(warps_.size());
+    for (std::size_t warp = 0; warp < warps_.size(); ++warp) {
+      queues_[warp].push_back([this, &states, visit, warp]() mutable { visit(warps_[warp], states.state[warp]); });
+    }
+  }
+  void wait(std::int32_t barrier, std::uint32_t parity) {
+    flush();
+    if (skips(kWaits + number(barrier))) return;
+    block_.barriers.wait(role_, number(barrier), parity);
+  }
+  void arrive_all(std::int32_t barrier) { arrive(barrier, 32 * int(warps_.size())); }
+  void arrive_warps(std::int32_t barrier) { arrive(barrier, int(warps_.size())); }
+  void copy_bulk(std::int32_t offset, const char* source, std::int32_t bytes, std::int32_t barrier) {
+    flush();
+    for (std::int32_t at = 0; at < bytes; at += 16) std::memcpy(block_.memory.at(offset + at, 16), source + at, 16);
+    block_.barriers.arrive(number(barrier), 1);
+  }
+  std::int32_t announced(std::int32_t offset) {
+    flush();
+    return warps_[0].template load<std::int32_t>(offset);
+  }
+  void sync_consumers(int barrier) {
+    if (skips(barrier)) return;
+    flush();
+    block_.barriers.meet(role_, multiplying_);
+  }
+
+  // Runs what the warps have still to do.
+  void flush() {
+    const int warps = int(warps_.size());
+    for (int turn = 0; turn < warps; ++turn) {
+      const int order = block_.memory.schedule.order;
+      const int warp = order == 1 ? warps - 1 - turn : order == 2 ? (turn + warps / 2) % warps : turn;
+      for (auto& work : queues_[warp]) work();
+      queues_[warp].clear();
+    }
+  }
+
+  void finish() { flush(); }
+
+  static constexpr int kWaits = 8;   // schedules name barriers between roles from here
+
+ private:
+  int number(std::int32_t barrier) const { return (barrier - block_.first_barrier) / 8; }
+  bool skips(int barrier) {
+    ++block_.memory.counters->barriers;
+    return barrier == block_.memory.schedule.skipped_barrier;
+  }
+  void arrive(std::int32_t barrier, int count) {
+    flush();
+    block_.barriers.arrive(number(barrier), count);
+  }
+
+  SharedBlock& block_;
+  int role_, multiplying_;
+  std::vector<GroupHostWarp> warps_;
+  std::vector<std::vector<std::function<void()>>> queues_;
+};
+
+// `groups` warpgroups multiply, as many others load: the last warp of those is the feeder.
+class WarpgroupBlock {
+ public:
+  WarpgroupBlock(std::int32_t index, std::int32_t count, int groups, std::int64_t shared_bytes,
+                 const Schedule& schedule, Counters& counters)
+      : groups_(groups),
+        block_{index, count,
+               {std::vector<char>(shared_bytes, char(0xff)), schedule, &counters},   // NaN in every type
+               RoundBarriers(2 + groups, schedule.order == 1)} {}
+
+  template <class Arrivals>
+  void setup(std::int32_t barriers, int count, Arrivals arrivals) {
+    block_.first_barrier = barriers;
+    for (int at = 0; at < count; ++at) block_.barriers.add(arrivals(at));
+  }
+
+  template <int, int, class Load, class Feed, class Consume>
+  void roles(Load load, Feed feed, Consume consume) {
+    std::vector<std::exception_ptr> failed(2 + groups_);
+    const auto play = [&](int role, int first, int warps, auto& text) {
+      block_.barriers.begin(role);
+      try {
+        HostGroup group(block_, role, first, warps, groups_);
+        text(group);
+        group.finish();
+      } catch (...) {
+        failed[role] = std::current_exception();
+      }
+      block_.barriers.end(role);
+    };
+    std::vector<std::thread> threads;
+    threads.emplace_back([&] { play(0, 0, 4 * groups_ - 1, load); });
+    threads.emplace_back([&] { play(1, 4 * groups_ - 1, 1, feed); });
+    for (int group = 0; group < groups_; ++group) {
+      threads.emplace_back([&, group] { play(2 + group, 4 * group, 4, consume); });
+    }
+    for (std::thread& thread : threads) thread.join();
+    for (const auto& failure : failed) {
+      if (failure) std::rethrow_exception(failure);
+    }
+  }
+
+ private:
+  int groups_;
+  SharedBlock block_;
+};
+
+}  // namespace convt::simulator
