@@ -116,8 +116,10 @@ int direct_elements(const GemmShape& shape, const TileBox& box) {
     even = even && (axis == kAxes - 1 || shape.output[2 + axis] % 2 == 0 || along.output == 1);
   }
   reach += (box.tile[0] - 1) * shape.output[0];
-  const bool pairs = box.tile[3] % 2 == 0 || box.tile[3] >= shape.axes[2].output;   // every tile begins where a pair may
-  if (shape.output[4] != 1 || (!pairs && !box.packed) || reach * 4 > std::numeric_limits<std::int32_t>::max()) return 0;
+  // Every tile begins where a pair may. Rows of packed tiles do as well; elsewhere pairs would straddle rows of odd tiles.
+  const bool even_tile = box.tile[3] % 2 == 0, pairs = even_tile || box.tile[3] >= shape.axes[2].output;
+  if (shape.output[4] != 1 || (!even_tile && !box.packed)) return 0;
+  if (reach * 4 > std::numeric_limits<std::int32_t>::max()) return 0;
   return pairs && even && shape.output[0] % 2 == 0 && shape.output[1] % 2 == 0 ? 2 : 1;
 }
 
