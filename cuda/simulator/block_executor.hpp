@@ -19,7 +19,7 @@
 namespace convt::simulator {
 
 struct Schedule {
-  int order = 0;               // 0: warps ascending, 1: descending, 2: odd ones first
+  int order = 0;               // 0: warps ascending, 1: descending, 2: odd ones first, or one of a warpgroup late
   bool late_copies = false;    // asynchronous copies happen when they are waited for, not when issued
   int skipped_barrier = -1;    // a barrier to leave out, to see that it is needed
 };

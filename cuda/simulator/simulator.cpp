@@ -20,11 +20,21 @@ void each_block(std::int64_t grid, const Schedule& schedule, Visit visit) {
   for (std::int32_t index : blocks) visit(index);
 }
 
+InputMemory input_of(const GemmParams& params, int element_bytes) {
+  std::int64_t last = (std::int64_t(params.in_channels) * params.conv_groups - 1) * params.input_strides[1];
+  for (int axis = 0; axis < kTileAxes; ++axis) {
+    last += (params.axes[axis].input - 1) * params.input_strides[axis == 0 ? 0 : 1 + axis];
+  }
+  const auto* begin = static_cast<const char*>(params.input);
+  return {begin, begin + (last + 1) * element_bytes};
+}
+
 template <TileConfig kConfig, Operand kOperand>
 void run_blocks(const GemmPlan& plan, const GemmParams& params, const Schedule& schedule, Counters& counters) {
   if constexpr (kConfig.has(kOperand) && kConfig.grouped()) {
     each_block(plan.grid, schedule, [&](std::int32_t index) {
-      WarpgroupBlock block(index, std::int32_t(plan.grid), kConfig.groups(), params.shared.bytes, schedule, counters);
+      WarpgroupBlock block(index, std::int32_t(plan.grid), kConfig.groups(), input_of(params, operand_bytes(kOperand)),
+                           params.shared.bytes, schedule, counters);
       WarpgroupGemm<kConfig, kOperand>::run(block, params);
     });
   } else if constexpr (kConfig.has(kOperand)) {

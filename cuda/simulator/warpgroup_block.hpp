@@ -1,17 +1,24 @@
 #pragma once
 
+#include <algorithm>
 #include <condition_variable>
 #include <exception>
+#include <memory>
 #include <mutex>
 #include <thread>
+#include <utility>
 
 #include "arch/descriptor.hpp"
 #include "simulator/block_executor.hpp"
 
 // Plays a warp-specialised thread block on the host: its roles (loaders, feeder, each warpgroup that multiplies) run in turns, one at
-// a time. One goes on until it waits for a round that is not complete; then it is the next one's turn. When all wait, the kernel
-// would hang.
+// a time. One goes on until it waits for a round that is not complete; then it is the next one's turn. Warps of a role wait each for
+// itself: in order 2 the last one does nothing until nobody can go on without it. When all wait, the kernel would hang.
 namespace convt::simulator {
+
+struct InputMemory {
+  const char *begin, *end;
+};
 
 // A warp of a warpgroup. Products read their operands through descriptors, as late as the program allows or at once.
 class GroupHostWarp : public HostWarp {
@@ -49,6 +56,16 @@ class GroupHostWarp : public HostWarp {
     }
   }
   void publish() {}
+
+  // Loaders read the input, and nothing else.
+  void read_only(const InputMemory& input) { input_ = &input; }
+  template <class T>
+  T global(const char* source) const {
+    if (input_ && (source < input_->begin || source + sizeof(T) > input_->end)) {
+      throw std::out_of_range("global memory: a loader reads outside of the input");
+    }
+    return HostWarp::global<T>(source);
+  }
 
  private:
   // This warp's 16 of the 64 rows.
@@ -91,6 +108,7 @@ class GroupHostWarp : public HostWarp {
   }
 
   BlockMemory* memory_;
+  const InputMemory* input_ = nullptr;
   std::vector<std::function<void()>> issued_;
   std::deque<std::vector<std::function<void()>>> committed_;
 };
@@ -101,7 +119,7 @@ class RoundBarriers {
   RoundBarriers(int roles, bool backwards)
       : step_(backwards ? roles - 1 : 1), turn_(backwards ? roles - 1 : 0), waits_since_(roles, -1), ended_(roles) {}
 
-  void add(int arrivals) { barriers_.push_back({arrivals, arrivals, 0}); }
+  void add(int arrivals) { barriers_.push_back({arrivals, arrivals, 0, {}}); }
   void arrive(int barrier, int count) {
     State& state = barriers_.at(barrier);
     state.missing -= count;
@@ -113,17 +131,26 @@ class RoundBarriers {
     ++events_;
   }
 
-  // Called by the role whose turn it is. Returns when the last round to be completed has this parity.
-  void wait(int role, int barrier, std::uint32_t parity) {
-    await(role, [&] { return (barriers_.at(barrier).rounds & 1) != int(parity); });
+  // Called by the role whose turn it is. Returns when the last round to be completed has this parity. When nobody can go on, the role
+  // catches up with what it has put off.
+  template <class CatchUp>
+  void wait(int role, int barrier, std::uint32_t parity, CatchUp catch_up) {
+    const auto complete = [&] {
+      State& state = barriers_.at(barrier);
+      for (const auto& copy : std::exchange(state.copies, {})) copy();
+      return (state.rounds & 1) != int(parity);
+    };
+    await(role, complete, catch_up);
   }
   // The roles that come together here go on when all of them have come.
   void meet(int role, int expected) {
     const std::int64_t round = met_ / expected;
     ++met_;
     ++events_;
-    await(role, [&] { return met_ / expected > round; });
+    await(role, [&] { return met_ / expected > round; }, [] {});
   }
+  // A copy that is made when somebody waits for it.
+  void put_off(int barrier, std::function<void()> copy) { barriers_.at(barrier).copies.push_back(std::move(copy)); }
   void begin(int role) {
     std::unique_lock lock(mutex_);
     turned_.wait(lock, [&] { return turn_ == role; });
@@ -137,11 +164,22 @@ class RoundBarriers {
  private:
   struct State {
     int arrivals, missing, rounds;
+    std::vector<std::function<void()>> copies;
   };
-  template <class Done>
-  void await(int role, Done done) {
+  template <class Done, class CatchUp>
+  void await(int role, Done done, CatchUp catch_up) {
     std::unique_lock lock(mutex_);
+    std::int64_t seen = -1;   // events when all others were last let go on
     while (!done()) {
+      if (seen != events_) {
+        seen = events_;
+        pass_turn();
+        turned_.wait(lock, [&] { return turn_ == role || stuck_; });
+        if (stuck_) throw std::runtime_error(kStuck);
+        continue;
+      }
+      catch_up();
+      if (seen != events_) continue;
       waits_since_[role] = events_;
       for (std::size_t other = 0; other < ended_.size(); ++other) {
         if (!ended_[other] && waits_since_[other] != events_) break;
@@ -149,7 +187,7 @@ class RoundBarriers {
       }
       pass_turn();
       if (!stuck_) turned_.wait(lock, [&] { return turn_ == role; });
-      if (stuck_) throw std::runtime_error("the warpgroups wait for each other");
+      if (stuck_) throw std::runtime_error(kStuck);
     }
     waits_since_[role] = -1;
   }
@@ -162,6 +200,7 @@ class RoundBarriers {
     turned_.notify_all();
   }
 
+  static constexpr const char* kStuck = "the warpgroups wait for each other";
   std::vector<State> barriers_;
   std::mutex mutex_;
   std::condition_variable turned_;
@@ -175,6 +214,7 @@ class RoundBarriers {
 // What all roles of a thread block share.
 struct SharedBlock {
   std::int32_t index, count;
+  InputMemory input;
   BlockMemory memory;
   RoundBarriers barriers;
   std::int32_t first_barrier = 0;
@@ -185,15 +225,19 @@ class HostGroup {
  public:
   using Warp = GroupHostWarp;
   static constexpr int kLanes = 32;
+  // Kept by those who have still to use it.
   template <class T>
   struct PerWarp {
     using State = T;
-    std::vector<T> state;
+    std::shared_ptr<std::vector<T>> state;
   };
 
   HostGroup(SharedBlock& block, int role, int first, int warps, int multiplying)
       : block_(block), role_(role), multiplying_(multiplying), queues_(warps) {
-    for (int warp = 0; warp < warps; ++warp) warps_.emplace_back(&block.memory, first + warp);
+    for (int warp = 0; warp < warps; ++warp) {
+      warps_.emplace_back(&block.memory, first + warp);
+      if (role == kLoaders) warps_.back().read_only(block.input);
+    }
   }
 
   std::int32_t index() const { return block_.index; }
@@ -211,25 +255,35 @@ class HostGroup {
 
   template <class States, class Visit>
   void each_warp(States& states, Visit visit) {
-    if (states.state.empty()) states.state.resize(warps_.size());
+    using State = typename States::State;
+    if (!states.state) states.state = std::make_shared<std::vector<State>>(warps_.size());
     for (std::size_t warp = 0; warp < warps_.size(); ++warp) {
-      queues_[warp].push_back([this, &states, visit, warp]() mutable { visit(warps_[warp], states.state[warp]); });
+      queues_[warp].push_back(
+          {[this, kept = states.state, visit, warp]() mutable { visit(warps_[warp], (*kept)[warp]); }, false});
     }
   }
   void wait(std::int32_t barrier, std::uint32_t parity) {
-    flush();
+    go_on();
     if (skips(kWaits + number(barrier))) return;
-    block_.barriers.wait(role_, number(barrier), parity);
+    block_.barriers.wait(role_, number(barrier), parity, [this] { catch_up(); });
   }
-  void arrive_all(std::int32_t barrier) { arrive(barrier, 32 * int(warps_.size())); }
-  void arrive_warps(std::int32_t barrier) { arrive(barrier, int(warps_.size())); }
+  void arrive_all(std::int32_t barrier) { arrive(barrier, 32); }
+  void arrive_warps(std::int32_t barrier) { arrive(barrier, 1); }
   void copy_bulk(std::int32_t offset, const char* source, std::int32_t bytes, std::int32_t barrier) {
-    flush();
-    for (std::int32_t at = 0; at < bytes; at += 16) std::memcpy(block_.memory.at(offset + at, 16), source + at, 16);
-    block_.barriers.arrive(number(barrier), 1);
+    const auto copy = [&block = block_, offset, source, bytes, at = number(barrier)] {
+      for (std::int32_t byte = 0; byte < bytes; byte += 16) {
+        std::memcpy(block.memory.at(offset + byte, 16), source + byte, 16);
+      }
+      block.barriers.arrive(at, 1);
+    };
+    if (block_.memory.schedule.late_copies) {
+      block_.barriers.put_off(number(barrier), copy);
+    } else {
+      copy();
+    }
   }
   std::int32_t announced(std::int32_t offset) {
-    flush();
+    go_on();
     return warps_[0].template load<std::int32_t>(offset);
   }
   void sync_consumers(int barrier) {
@@ -239,44 +293,65 @@ class HostGroup {
   }
 
   // Runs what the warps have still to do.
-  void flush() {
-    const int warps = int(warps_.size());
-    for (int turn = 0; turn < warps; ++turn) {
-      const int order = block_.memory.schedule.order;
-      const int warp = order == 1 ? warps - 1 - turn : order == 2 ? (turn + warps / 2) % warps : turn;
-      for (auto& work : queues_[warp]) work();
-      queues_[warp].clear();
-    }
-  }
+  void flush() { run(int(warps_.size())); }
+  void finish() { go_on(); }
 
-  void finish() { flush(); }
-
+  static constexpr int kLoaders = 0, kFeeder = 1, kFirstMultiplying = 2;   // roles
   static constexpr int kWaits = 8;   // schedules name barriers between roles from here
 
  private:
+  struct Work {
+    std::function<void()> run;
+    bool arrives;   // at a barrier between roles
+  };
   int number(std::int32_t barrier) const { return (barrier - block_.first_barrier) / 8; }
   bool skips(int barrier) {
     ++block_.memory.counters->barriers;
     return barrier == block_.memory.schedule.skipped_barrier;
   }
+  // Of every warp, when it comes there.
   void arrive(std::int32_t barrier, int count) {
-    flush();
-    block_.barriers.arrive(number(barrier), count);
+    for (auto& queue : queues_) {
+      queue.push_back({[this, barrier, count] { block_.barriers.arrive(number(barrier), count); }, true});
+    }
+    go_on();
+  }
+  // All but those who are late.
+  void go_on() {
+    const int warps = int(warps_.size());
+    run(block_.memory.schedule.order == 2 && warps > 1 ? warps - 1 : warps);
+  }
+  // The late one, as far as others may be waiting for it.
+  void catch_up() {
+    auto& queue = queues_.back();
+    const auto first = std::find_if(queue.begin(), queue.end(), [](const Work& work) { return work.arrives; });
+    if (first == queue.end()) return;
+    for (auto at = queue.begin(); at <= first; ++at) at->run();
+    queue.erase(queue.begin(), first + 1);
+  }
+  void run(int warps) {
+    for (int turn = 0; turn < warps; ++turn) {
+      auto& queue = queues_[block_.memory.schedule.order == 1 ? warps - 1 - turn : turn];
+      for (Work& work : queue) work.run();
+      queue.clear();
+    }
   }
 
   SharedBlock& block_;
   int role_, multiplying_;
   std::vector<GroupHostWarp> warps_;
-  std::vector<std::vector<std::function<void()>>> queues_;
+  std::vector<std::vector<Work>> queues_;
 };
 
 // `groups` warpgroups multiply, as many others load: the last warp of those is the feeder.
 class WarpgroupBlock {
  public:
-  WarpgroupBlock(std::int32_t index, std::int32_t count, int groups, std::int64_t shared_bytes,
-                 const Schedule& schedule, Counters& counters)
+  WarpgroupBlock(std::int32_t index, std::int32_t count, int groups, const InputMemory& input,
+                 std::int64_t shared_bytes, const Schedule& schedule, Counters& counters)
       : groups_(groups),
-        block_{index, count,
+        block_{index,
+               count,
+               input,
                {std::vector<char>(shared_bytes, char(0xff)), schedule, &counters},   // NaN in every type
                RoundBarriers(2 + groups, schedule.order == 1)} {}
 
@@ -294,17 +369,17 @@ class WarpgroupBlock {
       try {
         HostGroup group(block_, role, first, warps, groups_);
         text(group);
-        group.finish();
+        group.flush();
       } catch (...) {
         failed[role] = std::current_exception();
       }
       block_.barriers.end(role);
     };
     std::vector<std::thread> threads;
-    threads.emplace_back([&] { play(0, 0, 4 * groups_ - 1, load); });
-    threads.emplace_back([&] { play(1, 4 * groups_ - 1, 1, feed); });
+    threads.emplace_back([&] { play(HostGroup::kLoaders, 0, 4 * groups_ - 1, load); });
+    threads.emplace_back([&] { play(HostGroup::kFeeder, 4 * groups_ - 1, 1, feed); });
     for (int group = 0; group < groups_; ++group) {
-      threads.emplace_back([&, group] { play(2 + group, 4 * group, 4, consume); });
+      threads.emplace_back([&, group] { play(HostGroup::kFirstMultiplying + group, 4 * group, 4, consume); });
     }
     for (std::thread& thread : threads) thread.join();
     for (const auto& failure : failed) {
