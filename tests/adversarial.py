@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 
 import torch
@@ -19,6 +20,48 @@ FORCED = {
     operator: (*KERNELS[1:], *_C.cuda_configs("grad_weight" if operator == "grad_weight" else "forward"))
     for operator in OPERATORS
 }
+
+
+def grouped(kernel: str | None) -> bool:
+    """Whether warpgroups multiply: configurations for Hopper."""
+    return re.fullmatch(r"\d+x\d+p\d+g\d+", kernel or "") is not None
+
+
+# Warpgroups multiply patches as they lie: taps are not cut into groups that reach less far. What they refuse therefore,
+# and which configurations have room all the same.
+NO_ROOM = "no tile's patch fits shared memory"
+NO_REGISTERS = "its sums leave no registers for the three products of ieee"
+ROOM = {
+    "forward": {"1d-dilated-halo": (), "2d-dilated-halo": (), "3d-dilated": ("64x512p4g2", "128x256p4g2")},
+    "grad_input": {
+        "1d-dilated-halo": (), "2d-dilated-halo": (), "3d-dilated": ("64x512p4g2", "128x256p4g2"), "1d-320-phases": ()
+    },
+}  # fmt: skip
+
+
+def has_room(kernel: str | None, operator: str, name: str) -> bool:
+    """Whether a kernel's tile has room for the halo of one of the problems below."""
+    return not grouped(kernel) or kernel in ROOM[operator].get(name, (kernel,))
+
+
+def hopper() -> bool:
+    """Whether plans are for a GPU with the instructions of warpgroups: this machine's, or an H200 where it has none."""
+    return not torch.cuda.is_available() or torch.cuda.get_device_capability() == (9, 0)
+
+
+def refusal(kernel: str | None, operator: str, case: Case, dtype: torch.dtype, precision: str) -> str | None:
+    """Why warpgroups compute none of this, if so; of other kernels nothing is said."""
+    if not grouped(kernel):
+        return None
+    if dtype == torch.float64:
+        return "tensor cores of this family do not multiply float64"
+    if dtype == torch.float32 and precision == "ieee":
+        return NO_REGISTERS
+    if not hopper():
+        return "its instructions are Hopper's"
+    return None if has_room(kernel, operator, case.name) else NO_ROOM
+
+
 # dtype, and how float32 is multiplied.
 PRECISIONS = (
     (torch.float32, "ieee"),

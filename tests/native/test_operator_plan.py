@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import torch
 
+from adversarial import NO_ROOM, grouped
 from convt import _C
 from convt.plan import cuda_plan
 from convt.problem import Geometry, forward_problem
@@ -115,6 +117,46 @@ def test_configurations_without_registers_for_ieee_say_so(operator):
     assert 0 < refused < len(listed)
     with pytest.raises(ValueError, match="operand: float64; legal are tf32, ieee, bfloat16 and float16"):
         _C.cuda_configs(operator, "float64")
+
+
+GROUPED = [name for name in _C.cuda_configs() if grouped(name)]
+
+
+@pytest.mark.parametrize("capability", [(8, 0), (8, 6), (9, 0), (10, 0), (12, 0)])
+def test_warpgroups_are_hoppers(capability):
+    """Forced elsewhere they say so, and none is chosen; those of warps go everywhere."""
+    assert 0 < len(GROUPED) < len(_C.cuda_configs())
+    device = {"capability": capability}
+    for name in _C.cuda_configs():
+        if name in GROUPED and capability != (9, 0):
+            reason = "its instructions are Hopper's"
+            with pytest.raises(ValueError, match=f"kernel {name} cannot compute this problem: {reason}$"):
+                raw(name, "bfloat16", device)
+        else:
+            assert raw(name, "bfloat16", device).config == name
+    assert not grouped(raw("implicit_gemm", "bfloat16", device).config) or capability == (9, 0)
+
+
+def test_a_halo_without_room_is_refused_by_warpgroups_alone():
+    far = forward_problem((1, 8, 700), (8, 8, 3), None, Geometry((1,), (512,), (0,), 1, (512,)))
+    for name in _C.cuda_configs():
+        if name in GROUPED:
+            with pytest.raises(ValueError, match=f"kernel {name} cannot compute this problem: {NO_ROOM}$"):
+                cuda_plan(far, torch.bfloat16, kernel=name)
+        else:
+            assert cuda_plan(far, torch.bfloat16, kernel=name).config == name
+
+
+@pytest.mark.parametrize("name", GROUPED)
+def test_warpgroups_and_as_many_that_load_take_tile_after_tile(name):
+    """128 threads each; as many thread blocks as fit the GPU, and no more. Sums are whole."""
+    told = cuda_plan(DENSE, torch.bfloat16, kernel=name).explain()
+    assert told["threads"] == 256 * int(name[-1]) and told["split"] == 1
+    tiles = math.prod(told["tiles"].values()) * told["phase_blocks"] * told["channel_blocks"]
+    blocks = 2 if told["threads"] == 256 else 1
+    assert told["grid"] <= min(tiles, 132 * blocks)
+    small = raw(name, "bfloat16", {"multiprocessors": 3}).explain()
+    assert small["grid"] <= 3 * blocks < tiles
 
 
 def test_a_capability_may_be_any_pair():
