@@ -12,13 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adversarial import ADVERSARIAL
+from adversarial import ADVERSARIAL, NO_ROOM, grouped
 from convt import _C
 from convt.problem import Problem
 from convt.testing.definition import tf32_nearest
 from reference import Case, conv_transpose
 
 CONFIGS = tuple(_C.cuda_configs())
+# Warpgroups multiply whole tiles, which are dear to a simulator, however little is in them: not one for each of 132.
+FEW = {"multiprocessors": 12}
+GROUPED = tuple(config for config in CONFIGS if grouped(config))
 # Order of the warps, and whether asynchronous copies happen when they are waited for instead of when they are issued.
 SCHEDULES = tuple((order, late) for order in range(3) for late in (False, True))
 
@@ -98,6 +101,7 @@ NAMED = {case.name: problem_of(case) for case in ADVERSARIAL if case.name not in
     "3d-crop": problem(1, (5, 3), (4, 5, 6), 3, 2, padding=2),
     "1d-far-taps": problem(1, (4, 5), (21,), 3, 2, dilation=31, padding=20, output_padding=17),
 }
+
 
 # Layouts: where a tensor's elements lie, and NaN everywhere else.
 
@@ -272,7 +276,8 @@ class Call:
         operator: str = "forward",
     ) -> None:
         self.label = f"{operator} {config} {operand} {problem} {layouts}"
-        device = {**room_for(config, operand, operator), **(device or {})}
+        few = FEW if grouped(config) else {}
+        device = {**room_for(config, operand, operator), **few, **(device or {})}
         self.problem, self.operand, self.layouts = problem, OPERANDS[operand], layouts
         self.result = RESULTS[operator]
         self.read, self.truth, self.magnitude = _values(operator, problem, operand, layouts, seed)
@@ -353,3 +358,56 @@ class Call:
             assert torch.equal(self.bits(output), self.bits(kept[0])), f"{self.label}: {schedule} differs"
             assert counted == kept[1], f"{self.label}: {schedule}: {counted}, not {kept[1]}"
         return kept[1]
+
+
+@lru_cache
+def reach(config: str, operand: str, operator: str, shared: int | None) -> int:
+    """Pixels that a row of a patch may have: of a filter of two taps, which reach farther and farther."""
+    device = giving(shared) if shared else None
+    fits, too_far = 0, 2**14
+    while too_far - fits > 1:
+        middle = (fits + too_far) // 2
+        try:
+            Call(
+                config, problem(1, (1, 1), (middle + 1,), 2, dilation=middle), operand, device=device, operator=operator
+            )
+            fits = middle
+        except ValueError as error:
+            assert NO_ROOM in str(error)
+            too_far = middle
+    return fits
+
+
+def giving(shared: int) -> dict[str, int]:
+    """A GPU whose blocks get this many bytes of shared memory."""
+    return {"shared_per_block": shared, "shared_per_multiprocessor": 100 * shared}
+
+
+def crowded(problem: Problem, operator: str, room: int) -> bool:
+    """Whether the taps of one position reach over half of so many pixels: a tile has more than one."""
+    pixels = 1
+    for filter, stride, dilation in zip(problem.filter, problem.stride, problem.dilation, strict=True):
+        pixels *= 1 + dilation * (filter - 1) // stride + (stride > 1)
+    if operator == "grad_input":  # which reads the phases of a row side by side
+        pixels *= min(problem.stride[-1], problem.filter[-1])
+    return 2 * pixels > room
+
+
+def planned(
+    config: str,
+    problem: Problem,
+    operand: str = "tf32",
+    layouts: Layouts = LAYOUTS[0],
+    device: dict[str, Any] | None = None,
+    seed: int = 0,
+    operator: str = "forward",
+) -> Call | None:
+    """A call; None where warpgroups say that they have no room for a halo which is indeed large."""
+    try:
+        return Call(config, problem, operand, layouts, device, seed, operator)
+    except ValueError as error:
+        if not (grouped(config) and NO_ROOM in str(error)):
+            raise
+    room = reach(config, operand, operator, (device or {}).get("shared_per_block"))
+    assert crowded(problem, operator, room), f"{operator} {config} {operand} {problem}: {room} pixels fit"
+    return None

@@ -10,11 +10,11 @@ import pytest
 
 from convt import _C
 from convt.problem import Problem
-from simulated import CONFIGS, LAYOUTS, Call, operands_of, problem
+from simulated import CONFIGS, GROUPED, LAYOUTS, Call, operands_of, problem
 
 pytestmark = pytest.mark.simulator
 
-MMA_ROWS, MMA_PIXELS = 16, 8
+MMA_ROWS, MMA_PIXELS, GROUP_PIXELS = 16, 8, 128
 
 
 @dataclass(frozen=True)
@@ -71,15 +71,31 @@ PROBLEMS = {
 }
 
 
+def columns_of(config: str) -> int:
+    """Of one mma.sync, or of what a warp does of a wgmma."""
+    return GROUP_PIXELS if config in GROUPED else MMA_PIXELS
+
+
 def macs_of(call: Call) -> float:
-    """Multiply-adds of the operand's values in one mma.sync."""
-    return MMA_ROWS * MMA_PIXELS * 2 * call.operand.vector / (3 if call.told["operand"] == "ieee" else 1)
+    """Multiply-adds of the operand's values that count as one product."""
+    columns = columns_of(call.told["config"])
+    return MMA_ROWS * columns * 2 * call.operand.vector / (3 if call.told["operand"] == "ieee" else 1)
+
+
+def tiles_of(call: Call) -> int:
+    """Tiles of all phases, row blocks and groups; thread blocks may take several."""
+    told = call.told
+    blocks = told["phase_blocks"] * told["channel_blocks"] * call.problem.groups
+    return math.prod(told["tiles"].values()) * blocks
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
 @pytest.mark.parametrize("config", CONFIGS)
 def test_products_are_the_masks(config, name):
-    """One mma.sync for every row tile with a tap at a shift: row tiles and phases without one cost nothing."""
+    """One mma.sync for every row tile with a tap at a shift: row tiles and phases without one cost nothing.
+
+    Warpgroups multiply all rows of a tile, and whole chunks.
+    """
     planned = 0
     for operand in operands_of(config)[list(PROBLEMS).index(name) % 2 :: 2]:
         call = Call(config, PROBLEMS[name], operand)
@@ -91,12 +107,15 @@ def test_products_are_the_masks(config, name):
         planned += 1
         work = Work.of(call)
         assert told["shifts"] == len(work.shifts)
-        tiles, columns = told["grid"] // told["split"], told["tile"]["pixels"] // MMA_PIXELS
-        steps, rest = divmod(products, tiles * columns * work.row_tiles * (3 if operand == "ieee" else 1))
+        tiles, columns = tiles_of(call), told["tile"]["pixels"] // columns_of(config)
+        assert config in GROUPED or tiles * told["split"] == told["grid"]
+        row_tiles = len(work.shifts) * told["tile"]["rows"] // MMA_ROWS if config in GROUPED else work.row_tiles
+        steps, rest = divmod(products, tiles * columns * row_tiles * (3 if operand == "ieee" else 1))
         # Of a chunk of channels at most the whole: a step multiplies two planes of 16 bytes.
         depth, channels = 2 * call.operand.vector, call.problem.in_channels // call.problem.groups
         most = told["chunks"] * told["tile"]["input_channels"] // depth
-        assert rest == 0 and math.ceil(channels / depth) <= steps <= most, f"{call.label}: {products} products\n{told}"
+        least = most if config in GROUPED else math.ceil(channels / depth)
+        assert rest == 0 and least <= steps <= most, f"{call.label}: {products} products\n{told}"
     assert planned or told["tile"]["rows"] < 64, f"{config}: no plan of {name} has all phases in one block: {told}"
 
 
@@ -122,7 +141,7 @@ def test_empty_phases_cost_no_products(config):
     for operand in operands_of(config):
         one = Call(config, problem(1, (8, 8), (9, 16), 1), operand)
         sparse = Call(config, problem(1, (8, 8), (9, 16), 1, 4), operand)
-        each = [call.play()[1]["products"] / call.told["grid"] for call in (one, sparse)]
+        each = [call.play()[1]["products"] / tiles_of(call) / call.told["split"] for call in (one, sparse)]
         assert each[0] == each[1], (one.told, sparse.told)
 
 
@@ -168,8 +187,15 @@ def filling(pixels: int) -> list[Problem]:
     ]
 
 
+@pytest.mark.parametrize("config", GROUPED)
+def test_warpgroups_load_no_fragments(config):
+    """Both operands of a wgmma lie in shared memory, eight rows of 16 bytes in 128: those meet in no bank."""
+    counted = Call(config, PROBLEMS["stride-1"], operands_of(config)[0]).play()[1]
+    assert counted["products"] > 0 == counted["matrix_loads"] == counted["bank_conflicts"]
+
+
 @pytest.mark.parametrize("operand", ["tf32", "bfloat16"])
-@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize("config", [config for config in CONFIGS if config not in GROUPED])
 def test_bank_conflicts(config, operand):
     """None where the patch's pitches promise it: rows go on where the last one stopped, modulo eight pixels."""
     full = promised = padded = 0
