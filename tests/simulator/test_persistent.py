@@ -1,0 +1,67 @@
+"""Kernels of warpgroups: a thread block that takes tile after tile computes what as many thread blocks do."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import pytest
+
+from simulated import (
+    GROUPED,
+    LAYOUTS,
+    OPERANDS,
+    SCHEDULES,
+    Call,
+    Layouts,
+    channels_last,
+    contiguous,
+    operands_of,
+    problem,
+)
+
+pytestmark = pytest.mark.simulator
+
+# Two row blocks and two chunks of channels, a few tiles each, with a bias where an operator has one.
+OUTPUTS = {
+    # Outputs without phases leave from registers: in pairs, or one by one where rows begin at odd elements.
+    "pairs": ("forward", (13, 70), 3, 1, Layouts()),
+    "odd-width": ("forward", (17, 53), 3, 1, Layouts(contiguous, channels_last, contiguous, 3)),
+    "odd-address": ("forward", (13, 70), 3, 1, Layouts(elements=1)),
+    "odd-pitch": ("forward", (13, 69), (3, 2), 1, LAYOUTS[2]),
+    # Those of phases, and channels innermost, through shared memory.
+    "phases": ("forward", (13, 70), 4, 2, Layouts()),
+    "odd-phases": ("forward", (17, 53), 3, (1, 2), Layouts(elements=1)),
+    "channels-last": ("forward", (13, 70), 3, 1, Layouts(channels_last, contiguous, channels_last, 1)),
+    "grad-input": ("grad_input", (13, 70), 3, 1, Layouts()),
+    "grad-input-strided": ("grad_input", (17, 53), 4, 2, Layouts()),
+    "grad-input-channels-last": ("grad_input", (13, 70), 3, 1, LAYOUTS[1]),
+}
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+@pytest.mark.parametrize("config", GROUPED)
+def test_tile_after_tile(config, name):
+    operator, input, filter, stride, layouts = OUTPUTS[name]
+    names = operands_of(config, operator)
+    at = list(OUTPUTS).index(name) + GROUPED.index(config)
+    operand = names[at % len(names)]
+    rows, planes = map(int, re.match(r"(\d+)x\d+p(\d+)", config).groups())
+    reduced, written = planes * OPERANDS[operand].vector + 3, rows + 5
+    channels = (reduced, written) if operator == "forward" else (written, reduced)
+    wanted = problem(1, channels, input, filter, stride, padding=1)
+
+    def call(multiprocessors: int) -> tuple[Call, int]:
+        made = Call(config, wanted, operand, layouts, {"multiprocessors": multiprocessors}, 0, operator)
+        told = made.told
+        return made, math.prod(told["tiles"].values()) * told["phase_blocks"] * told["channel_blocks"]
+
+    alone = next(made for made, tiles in map(call, range(6, 99)) if made.told["grid"] == tiles)
+    expected, _ = alone.play(SCHEDULES[at % len(SCHEDULES)])
+    assert alone.error(expected) <= 1
+    for multiprocessors in (1, 2, 3):
+        made, tiles = call(multiprocessors)
+        assert made.told["grid"] < tiles, f"a thread block takes one tile: {made.told}"
+        assert made.told["origin"] == alone.told["origin"], "the order of sums"
+        output, _ = made.play(SCHEDULES[(at + multiprocessors) % len(SCHEDULES)])
+        assert (made.bits(output) == alone.bits(expected)).all(), f"{made.label} {multiprocessors}"
