@@ -27,6 +27,13 @@ HMMA = {
     "bfloat16": "HMMA.16816.F32.BF16",
     "float16": "HMMA.16816.F32",
 }
+HOPPER = "sm_90a"
+HGMMA = {
+    "tf32": "HGMMA.64x128x8.F32.TF32",
+    "bfloat16": "HGMMA.64x128x16.F32.BF16",
+    "float16": "HGMMA.64x128x16.F32",
+}
+WARPGROUP_REGISTERS = 80, 176  # of a thread that loads, and of one that multiplies: cuda/kernel/warpgroup_gemm.hpp
 REGISTERS = 65536  # of a multiprocessor; a thread block gets them in eights per thread
 
 pytestmark = pytest.mark.skipif(
@@ -45,6 +52,7 @@ class Function:
     local: int = 0
     opcodes: Counter[str] = field(default_factory=Counter)  # with their modifiers
     fresh: int = 0  # HMMA whose accumulator is zero
+    grouped: list[str] = field(default_factory=list)  # instructions of warpgroups with their operands, in order
 
     def __str__(self) -> str:
         return f"{self.name} for {self.architecture}"
@@ -108,7 +116,7 @@ def lines(*command: str | Path, cwd: Path | None = None):
     assert process.returncode == 0, f"{command}: {complaints}"
 
 
-INSTRUCTION = re.compile(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)(.*)")
+INSTRUCTION = re.compile(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.x]*)(.*)")
 
 
 def disassemble(cubin: Path, architecture: str) -> list[Function]:
@@ -119,6 +127,8 @@ def disassemble(cubin: Path, architecture: str) -> list[Function]:
         elif instruction := INSTRUCTION.match(line):
             functions[-1].opcodes[instruction[1]] += 1
             functions[-1].fresh += instruction[1].startswith("HMMA") and ", RZ" in instruction[2]
+            if instruction[1].startswith(("HGMMA", "WARPGROUP", "USETMAXREG")):
+                functions[-1].grouped.append(f"{instruction[1]} {instruction[2].split(';')[0].strip()}".strip())
     return functions
 
 
@@ -164,7 +174,8 @@ def instances(functions: list[Function], kernel: str, kind: str) -> list[Gemm]:
     """The instances of a kernel, by their mangled template arguments."""
     made = []
     for function in functions:
-        if arguments := re.search(rf"\d{kernel}I.*{kind}E((?:L[ib]\d+E)+)E+L.*?OperandE(\d)E", function.name):
+        pattern = rf"\d{kernel}I.*{kind}E((?:L[ib]\d+E)+)(?:LN\w*?EngineE\dE)?E+L.*?OperandE(\d)E"
+        if arguments := re.search(pattern, function.name):
             numbers = [int(number) for number in re.findall(r"L[ib](\d+)E", arguments[1])]
             numbers += [0] * (len(fields(kind)) - len(numbers))  # trailing zeros are not mangled
             made.append(Gemm(function, dict(zip(fields(kind), numbers, strict=True)), OPERANDS[int(arguments[2])]))
@@ -174,8 +185,19 @@ def instances(functions: list[Function], kernel: str, kind: str) -> list[Gemm]:
 
 @pytest.fixture(scope="session")
 def gemms(functions) -> list[Gemm]:
-    """The instances of the implicit GEMM: of the forward and of grad_input."""
+    """The instances of the implicit GEMM whose warps multiply: of the forward and of grad_input."""
     return instances(functions, "implicit_gemm", "TileConfig")
+
+
+@pytest.fixture(scope="session")
+def every_warpgroup_gemm(functions) -> list[Gemm]:
+    """Those whose warpgroups multiply: on Hopper, and what stands for them elsewhere."""
+    return instances(functions, "warpgroup_gemm", "TileConfig")
+
+
+@pytest.fixture(scope="session")
+def warpgroup_gemms(every_warpgroup_gemm) -> list[Gemm]:
+    return [gemm for gemm in every_warpgroup_gemm if gemm.function.architecture == HOPPER]
 
 
 @pytest.fixture(scope="session")
@@ -190,10 +212,10 @@ def architectures() -> set[str]:
 
 
 @pytest.mark.parametrize("operator", ["forward", "grad_weight"])
-def test_every_configuration_is_there(gemms, weight_gemms, operator):
+def test_every_configuration_is_there(gemms, every_warpgroup_gemm, weight_gemms, operator):
     """For every operand that it multiplies, and for no other."""
-    assert architectures() >= {"sm_80", "sm_90a"}
-    made = gemms if operator == "forward" else weight_gemms
+    assert architectures() >= {"sm_80", HOPPER}
+    made = [*gemms, *every_warpgroup_gemm] if operator == "forward" else weight_gemms
     found = Counter((gemm.function.architecture, gemm.operand) for gemm in made)
     legal = {operand: len(_C.cuda_configs(operator, operand)) for operand in OPERANDS}
     assert found == {(name, operand): count for name in architectures() for operand, count in legal.items()}
@@ -244,17 +266,63 @@ def spills(function: Function) -> int:
     return function.count("STL") + function.count("LDL") + function.stack + function.local
 
 
-def test_gemms_do_not_spill(gemms, weight_gemms):
-    made = [*gemms, *weight_gemms]
+def test_warpgroups_multiply_ahead(warpgroup_gemms):
+    """The products of a step are issued together and waited for one step later.
+
+    Where the compiler cannot keep sums in their registers it says so (C7510, C7514, C7517, C7519, C7520), which
+    fails no build, and adds waits and arrivals of its own, which are counted here.
+    """
+    for gemm in warpgroup_gemms:
+        function, config = gemm.function, gemm.config
+        said = [line.split(" ", 1) for line in function.grouped if not line.startswith("USETMAXREG")]
+        products = [line for line in said if line[0].startswith("HGMMA")]
+        assert {line[0] for line in products} == {HGMMA[gemm.operand]} and not function.count("HMMA"), gemm
+        # Two halves of a warpgroup's 256 pixels, over two planes each; the last ends the group.
+        assert len(products) == config["planes"], f"{gemm}: {function.grouped}"
+        ends = [line for line in products if "gsb0" in line[1]]
+        assert ends == products[-1:], f"{gemm}: {function.grouped}"
+        steps = [" ".join(line) for line in said if not line[0].startswith("HGMMA")]
+        assert steps == [
+            "WARPGROUP.ARRIVE", "WARPGROUP.DEPBAR.LE gsb0, 0x1", "WARPGROUP.DEPBAR.LE gsb0, 0x0"
+        ], f"{gemm}: {function.grouped}"  # fmt: skip
+        first, last = said.index(products[0]), said.index(products[-1])
+        assert said[first - 1 : first] == [["WARPGROUP.ARRIVE"]] and last - first + 1 == len(products), gemm
+
+
+def test_warpgroups_share_out_registers(warpgroup_gemms):
+    """Those who load give registers away to those who multiply; the filter comes by bulk copies."""
+    for gemm in warpgroup_gemms:
+        function = gemm.function
+        shares = [line for line in function.grouped if line.startswith("USETMAXREG")]
+        loaders, consumers = (f"{count:#x}" for count in WARPGROUP_REGISTERS)
+        assert len(shares) == 2 and any(re.search(rf"DEALLOC\S* {loaders}$", line) for line in shares), shares
+        assert any(re.search(rf"ALLOC\S* UP\d, {consumers}$", line) for line in shares), shares
+        assert function.registers == 128 == sum(WARPGROUP_REGISTERS) // 2, f"{gemm}: {function.registers} registers"
+        assert function.count("UBLKCP") == 1, f"{gemm}: {function.opcodes}"
+        assert not function.count("LDGSTS") and not function.count("LDSM"), f"{gemm}: {function.opcodes}"
+
+
+def test_warpgroups_are_hoppers(every_warpgroup_gemm):
+    """Elsewhere the kernel is a trap, for it is never launched."""
+    others = [gemm for gemm in every_warpgroup_gemm if gemm.function.architecture != HOPPER]
+    assert others
+    for gemm in others:
+        does = {opcode.split(".")[0] for opcode in gemm.function.opcodes} - {"NOP", "BRA", "EXIT"}
+        assert "BPT" in does and len(does) <= 4 and not gemm.function.grouped, f"{gemm}: {gemm.function.opcodes}"
+
+
+def test_gemms_do_not_spill(gemms, every_warpgroup_gemm, weight_gemms):
+    made = [*gemms, *every_warpgroup_gemm, *weight_gemms]
     spilled = [f"{gemm}: {gemm.function.stack} bytes of stack" for gemm in made if spills(gemm.function)]
     assert not spilled, "\n".join(spilled)
 
 
-def test_gemms_leave_room_for_their_blocks(gemms, weight_gemms):
+def test_gemms_leave_room_for_their_blocks(gemms, warpgroup_gemms, weight_gemms):
     """Registers times threads times the blocks that a multiprocessor is meant to hold."""
-    for gemm in (*gemms, *weight_gemms):
+    for gemm in (*gemms, *warpgroup_gemms, *weight_gemms):
         config = gemm.config
         threads = 32 * config["warps_m"] * config["warps_n"]
+        threads *= 2 if gemm in warpgroup_gemms else 1  # as many load
         granted = -(-gemm.function.registers // 8) * 8
         assert 0 < granted * threads * gemm.blocks <= REGISTERS, f"{gemm}: {gemm.function.registers} registers"
         assert gemm.function.registers <= 255
