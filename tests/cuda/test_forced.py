@@ -9,7 +9,7 @@ import torch
 
 import adversarial
 import convt
-from adversarial import ADVERSARIAL, FORCED, FUNCTIONS, PRECISIONS
+from adversarial import ADVERSARIAL, FORCED, FUNCTIONS, PRECISIONS, grouped, hopper, refusal
 from convt.ops import Geometry
 from convt.plan import cuda_plan, forced_kernel
 from convt.problem import forward_problem
@@ -40,17 +40,20 @@ def test_plans(kernel):
         for dtype, precision in PRECISIONS:
             for channels_last in (False, True):
                 keywords = {"precision": precision, "channels_last": channels_last, "bias": True}
+                reason = refusal(kernel, "forward", case, dtype, precision)
                 try:
                     plan = cuda_plan(problem_of(case), dtype, kernel=kernel, **keywords)
                 except ValueError as error:
                     assert kernel is not None, f"{case.name}, {name_of(dtype, precision)}: {error}"
                     assert len(str(error)) > 10
+                    assert not grouped(kernel) or (reason is not None and reason in str(error)), f"{case.name}: {error}"
                     continue
+                assert reason is None, f"{case.name}, {name_of(dtype, precision)}: not refused"
                 assert kernel in (None, plan.kernel, plan.config)
                 assert plan.workspace_bytes >= 0 and plan.predicted_us > 0
                 json.dumps(plan.explain())
                 planned.add((dtype, precision))
-    assert planned, f"{kernel} computes none of these problems"
+    assert planned or (grouped(kernel) and not hopper()), f"{kernel} computes none of these problems"
     assert kernel is not None or planned == set(PRECISIONS)
 
 
@@ -68,6 +71,8 @@ def compare(case, device, kernel):
                     actual = FUNCTIONS[case.rank](*operands, **case.keywords)
                 except ValueError as error:
                     assert kernel is not None and len(str(error)) > 10, str(error)
+                    reason = refusal(kernel, "forward", case, dtype, precision)
+                    assert not grouped(kernel) or (reason is not None and reason in str(error)), f"{case.name}: {error}"
                     continue
             wanted = expected
             if operands[2] is None:

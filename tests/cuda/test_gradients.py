@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import adversarial
 import convt
 from accuracy import LAYERS, THEIRS, error, operands
-from adversarial import ADVERSARIAL, FORCED, FUNCTIONS, PRECISIONS
+from adversarial import ADVERSARIAL, FORCED, FUNCTIONS, PRECISIONS, grouped, hopper, refusal
 from convt import _C, operators
 from convt import settings as switches
 from convt.plan import cuda_plan, forced_kernel
@@ -56,17 +56,20 @@ def test_plans(operator, kernel):
         for dtype, precision in PRECISIONS:
             for channels_last in (False, True):
                 keywords = {"operator": operator, "precision": precision, "channels_last": channels_last}
+                due = refusal(kernel, operator, case, dtype, precision)
                 try:
                     plan = cuda_plan(problem_of(case), dtype, kernel=kernel, **keywords)
                 except ValueError as reason:
                     assert kernel is not None, f"{case.name} {operator} {dtype} {precision}: {reason}"
                     assert len(str(reason)) > 10
+                    assert not grouped(kernel) or (due is not None and due in str(reason)), f"{case.name}: {reason}"
                     continue
+                assert due is None, f"{case.name} {operator} {dtype} {precision}: not refused"
                 assert kernel in (None, plan.kernel, plan.config)
                 assert plan.workspace_bytes >= 0 and plan.predicted_us > 0
                 json.dumps(plan.explain())
                 planned.add((dtype, precision))
-    assert planned, f"{kernel} computes none of these problems"
+    assert planned or (grouped(kernel) and not hopper()), f"{kernel} computes none of these problems"
     assert kernel is not None or planned == set(PRECISIONS)
 
 
@@ -84,6 +87,8 @@ def compare(case, device, kernel, operator):
                     actual = compute(operator, case.geometry, *laid_out, number % 2 == 1)
                 except ValueError as reason:
                     assert kernel is not None and len(str(reason)) > 10, str(reason)
+                    due = refusal(kernel, operator, case, dtype, precision)
+                    assert not grouped(kernel) or (due is not None and due in str(reason)), f"{case.name}: {reason}"
                     continue
             label = f"{case.name}, {kernel}, {operator}, {dtype} {precision}, {layout.__name__}"
             assert torch.equal(actual, exact.to(dtype)), f"{label}: {difference(actual, exact.to(dtype))}"
