@@ -33,7 +33,6 @@ HGMMA = {
     "bfloat16": "HGMMA.64x128x16.F32.BF16",
     "float16": "HGMMA.64x128x16.F32",
 }
-WARPGROUP_REGISTERS = 80, 176  # of a thread that loads, and of one that multiplies: cuda/kernel/warpgroup_gemm.hpp
 REGISTERS = 65536  # of a multiprocessor; a thread block gets them in eights per thread
 
 pytestmark = pytest.mark.skipif(
@@ -291,13 +290,15 @@ def test_warpgroups_multiply_ahead(warpgroup_gemms):
 
 def test_warpgroups_share_out_registers(warpgroup_gemms):
     """Those who load give registers away to those who multiply; the filter comes by bulk copies."""
+    text = (ROOT / "cuda" / "kernel" / "warpgroup_gemm.hpp").read_text()
+    counts = [int(re.search(rf"k{role}Registers = (\d+)", text)[1]) for role in ("Loader", "Consumer")]
     for gemm in warpgroup_gemms:
         function = gemm.function
         shares = [line for line in function.grouped if line.startswith("USETMAXREG")]
-        loaders, consumers = (f"{count:#x}" for count in WARPGROUP_REGISTERS)
+        loaders, consumers = (f"{count:#x}" for count in counts)
         assert len(shares) == 2 and any(re.search(rf"DEALLOC\S* {loaders}$", line) for line in shares), shares
         assert any(re.search(rf"ALLOC\S* UP\d, {consumers}$", line) for line in shares), shares
-        assert function.registers == 128 == sum(WARPGROUP_REGISTERS) // 2, f"{gemm}: {function.registers} registers"
+        assert function.registers == 128 == sum(counts) // 2, f"{gemm}: {function.registers} registers"
         assert function.count("UBLKCP") == 1, f"{gemm}: {function.opcodes}"
         assert not function.count("LDGSTS") and not function.count("LDSM"), f"{gemm}: {function.opcodes}"
 
