@@ -56,7 +56,8 @@ struct PairExit {
     const std::int32_t first_of_block = tile.channel_block * params.block_channels;
     const std::int32_t left = params.out_channels - first_of_block;
     const std::int32_t first_row = warp.index() % kConfig.warps_m * kMmaRows;
-    const std::int32_t channels = (left < params.block_channels ? left : params.block_channels) - first_row;   // of the warp
+    const std::int32_t channels =
+        (left < params.block_channels ? left : params.block_channels) - first_row;   // of the warp
     const std::int32_t first_pair = warp.index() / kConfig.warps_m * kConfig.warp_pixels() / 2;
     const std::int64_t first_channel = std::int64_t(tile.conv_group) * params.out_channels + first_of_block + first_row;
     std::int64_t origin = tile.q[0] * params.output_strides[0] + first_channel * params.output_strides[1];
@@ -103,8 +104,8 @@ struct PairExit {
         std::int32_t count = exit.count;
         if (!whole) {
           const std::int32_t along = tile.count[3] - (exit.hw & 0xffff);
-          const bool inside = exit.hw >> 16 < tile.count[2] && (exit.nd & 0xffff) < tile.count[1] &&
-                              exit.nd >> 16 < tile.count[0];
+          const bool inside =
+              exit.hw >> 16 < tile.count[2] && (exit.nd & 0xffff) < tile.count[1] && exit.nd >> 16 < tile.count[0];
           count = !inside ? 0 : along < count ? along : count;
         }
         char* target = base + exit.offset + lane / kAcross * channel_bytes;

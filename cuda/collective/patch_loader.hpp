@@ -156,7 +156,8 @@ struct PatchLoader {
           offset = warp.template load<std::int32_t>(params.shared.pixel_table + own.pixel * 4);
         }
         Vector16 loaded{};
-        if (offset >= 0) loaded = warp.template global<Vector16>(first + std::int64_t(offset) * kBytes + own.plane * 16);
+        if (offset >= 0)
+          loaded = warp.template global<Vector16>(first + std::int64_t(offset) * kBytes + own.plane * 16);
 #pragma unroll
         for (int i = 0; i < 4; ++i) word[at * 4 + i] = loaded.word[i];
       }

@@ -23,7 +23,8 @@ struct WarpgroupGemm {
   static constexpr int kThreads = kConfig.block_threads();
   static constexpr int kBlocks = kConfig.blocks_of(kOperand);
   static constexpr int kLoaderRegisters = 88, kConsumerRegisters = 168;
-  static_assert(kConfig.warp_rows() == kMmaRows && kConfig.warp_pixels() == 2 * kGroupPixels && kConfig.warps_m % 4 == 0,
+  static_assert(kConfig.warp_rows() == kMmaRows && kConfig.warp_pixels() == 2 * kGroupPixels &&
+                    kConfig.warps_m % 4 == 0,
                 "a warpgroup keeps the sums of 64 rows and 256 pixels");
 
   // Barriers, in this order behind params.shared.barriers.
@@ -90,8 +91,8 @@ struct WarpgroupGemm {
     Ring<kPatchStages> to;
     Ring<1> left;
     for (std::int32_t index = group.index(); index < params.tiles; index += group.count()) {
-      const auto phases = group.template read<PhaseBlock>(params.tables +
-                                                          tile_of(params, index).phase_block * sizeof(PhaseBlock));
+      const auto phases =
+          group.template read<PhaseBlock>(params.tables + tile_of(params, index).phase_block * sizeof(PhaseBlock));
       ShiftGroup shifts{};
       const char* origin = nullptr;
       for (std::int32_t patch = 0, chunk = 0; patch < phases.groups * params.chunks; ++patch) {
@@ -142,14 +143,14 @@ struct WarpgroupGemm {
     Ring<1> left;
     for (std::int32_t index = group.index(); index < params.tiles; index += group.count()) {
       const Work work = work_of(group, params, index);
-      const std::int64_t block =
-          std::int64_t(work.tile.conv_group) * params.channel_blocks + work.tile.channel_block;
+      const std::int64_t block = std::int64_t(work.tile.conv_group) * params.channel_blocks + work.tile.channel_block;
       const char* slab =
           params.filter + (block * params.steps + work.phases.first_step) * params.chunks * Filter::kSlabBytes;
 #pragma unroll 1
       for (std::int32_t steps = work.phases.steps * params.chunks; steps > 0; --steps) {
         group.wait(barrier(params, kFilterEmpty, to.stage), to.parity ^ 1);
-        group.copy_bulk(Filter::stage_offset(to.stage), slab, Filter::kSlabBytes, barrier(params, kFilterFull, to.stage));
+        group.copy_bulk(Filter::stage_offset(to.stage), slab, Filter::kSlabBytes,
+                        barrier(params, kFilterFull, to.stage));
         slab += Filter::kSlabBytes;
         to.next();
       }
@@ -185,8 +186,7 @@ struct WarpgroupGemm {
       multiply(group, states, params, index, use, from);
       const Tile tile = tile_of(params, index);
       if (params.direct) {
-        group.each_warp(states,
-                        [=, &params](Warp& warp, State& state) { Exit::write(warp, state, params, tile); });
+        group.each_warp(states, [=, &params](Warp& warp, State& state) { Exit::write(warp, state, params, tile); });
         group.finish();
         continue;
       }
@@ -211,10 +211,9 @@ struct WarpgroupGemm {
     const Work work = work_of(group, params, index);
     if (work.patches == 0) return;
     ShiftGroup shifts = shifts_at(group, params, work, 0);
-    std::int32_t offset = group
-                              .template load<ShiftRecord>(params.tables + params.table.shifts +
-                                                          shifts.first_shift * sizeof(ShiftRecord))
-                              .pixel_offset;
+    std::int32_t offset =
+        group.template load<ShiftRecord>(params.tables + params.table.shifts + shifts.first_shift * sizeof(ShiftRecord))
+            .pixel_offset;
     std::int32_t last_filter = -1, last_patch = -1;   // whose products may be under way
     for (std::int32_t patch = 0, chunk = 0; patch < work.patches; ++patch) {
       group.wait(barrier(params, kPatchFull, from.stage), from.parity);

@@ -31,8 +31,8 @@ double overlapped(const GemmCost& cost) {
 
 std::int64_t pixel_capacity(const TileConfig& config, Operand operand, const DeviceTraits& device, std::int64_t blocks,
                             bool interleaved) {
-  const std::int64_t left = shared_capacity(device, blocks) - config.filter_stages * config.slab_bytes(operand) -
-                            config.lasting_bytes();
+  const std::int64_t left =
+      shared_capacity(device, blocks) - config.filter_stages * config.slab_bytes(operand) - config.lasting_bytes();
   return left / (kPatchStages * config.planes * 16 + (interleaved ? 8 : 4));
 }
 
@@ -83,7 +83,8 @@ double patch_pixels(const GemmWork& work, BlockShifts& block, const TileBox& box
   }
   if (fits) return pixels;
   pixels = 0;
-  for (const PatchGroup& made : group_shifts(work.shape, block, box, work.capacity, work.config.planes)) pixels += made.group.pixels;
+  for (const PatchGroup& made : group_shifts(work.shape, block, box, work.capacity, work.config.planes))
+    pixels += made.group.pixels;
   return pixels;
 }
 
@@ -164,8 +165,7 @@ std::optional<GemmCost> cost_of(const GemmWork& work, std::vector<BlockShifts>& 
     }
     const double lines = units * loads / 32 * (1 + 32 / row_pixels);
     const double operands = grouped ? 96 : config.warps() * 4 * (filter_loads + patch_loads * conflicts);
-    shared += own * mma_steps * operands +
-              own * chunks * config.slab_bytes(work.operand) / 128.0 + units / 8 + lines +
+    shared += own * mma_steps * operands + own * chunks * config.slab_bytes(work.operand) / 128.0 + units / 8 + lines +
               3.0 * config.rows * config.pixels / 32 + outputs / 32;
     // Warp instructions, counted in the compiled code.
     const double batches =

@@ -18,7 +18,7 @@ struct TileBox {
   bool packed = false;
   std::int32_t halo[kAxes] = {};
   std::int32_t w_phases = 1;
-  std::int32_t run = 0;                            // neighbouring pixels, and how many runs there are along every axis
+  std::int32_t run = 0;  // neighbouring pixels, and how many runs there are along every axis
   std::int32_t runs[kTileAxes] = {1, 1, 1, 1};
   std::int64_t positions() const { return std::int64_t(tile[0]) * tile[1] * tile[2] * tile[3]; }
 };
@@ -28,19 +28,19 @@ std::vector<TileBox> boxes(std::int32_t pixels, const std::int64_t (&q)[kTileAxe
 
 // Shifts that could share a patch, would it fit: those of a block, of grad_input the ones that read the same D and H phase.
 struct PatchSpan {
-  std::int32_t low[kAxes];                 // of the shifts, D, H, W
+  std::int32_t low[kAxes];  // of the shifts, D, H, W
   std::int32_t high[kAxes];
-  std::int32_t w_phases;                   // of the input
+  std::int32_t w_phases;  // of the input
 };
 
 // One phase block and its shifts, before a tile's box is chosen.
 struct BlockShifts {
   PhaseBlock block{};
-  std::vector<std::int16_t> slots;         // [outer_count][w_count]
-  std::vector<std::int32_t> phases;        // [slots]
-  std::vector<ShiftRecord> shifts;         // without pixel offsets
+  std::vector<std::int16_t> slots;  // [outer_count][w_count]
+  std::vector<std::int32_t> phases;  // [slots]
+  std::vector<ShiftRecord> shifts;  // without pixel offsets
   std::vector<PatchSpan> spans;
-  std::int64_t row_tiles = 0;              // row tiles with a tap, summed over the shifts
+  std::int64_t row_tiles = 0;  // row tiles with a tap, summed over the shifts
 };
 
 // Phase blocks of at most rows / block_channels phases, in output order; W phases are cut only where they do not fit. grad_input
@@ -53,7 +53,7 @@ struct PatchShape {
   std::int32_t extent[kTileAxes];
   std::int32_t pitch[kTileAxes];
   std::int64_t pixels;
-  double conflicts;                        // factor on the reads
+  double conflicts;  // factor on the reads
 };
 PatchShape patch_shape(const TileBox& box, const PatchSpan& span);
 
@@ -68,8 +68,8 @@ std::int64_t plane_pixels(const GemmShape& geometry, const PatchShape& patch, in
 // Cuts the shifts of a block into groups of at most `most_shifts` whose patch has at most `capacity` pixels, reordering them. Shift indices of the
 // groups are relative to the block. Empty when a single shift does not fit.
 struct PatchGroup {
-  ShiftGroup group;                        // without the place of its row's table
-  std::vector<std::int32_t> w_phases;      // ascending, from the first
+  ShiftGroup group;  // without the place of its row's table
+  std::vector<std::int32_t> w_phases;  // ascending, from the first
 };
 std::vector<PatchGroup> group_shifts(const GemmShape& shape, BlockShifts& block, const TileBox& box,
                                      std::int64_t capacity, int planes, std::int64_t most_shifts = 1 << 30);
@@ -90,18 +90,18 @@ std::int32_t append_table(std::vector<char>& bytes, const std::vector<T>& table)
 struct GemmTables {
   std::vector<char> bytes;
   TableLayout layout{};
-  std::int32_t steps = 0;                  // shifts of all blocks
-  std::int32_t most_pixels = 0;            // of any group's patch
-  std::int32_t most_phases = 0;            // of any block, empty ones included
-  bool interleaved = false;                // some patch has several W phases
+  std::int32_t steps = 0;  // shifts of all blocks
+  std::int32_t most_pixels = 0;  // of any group's patch
+  std::int32_t most_phases = 0;  // of any block, empty ones included
+  bool interleaved = false;  // some patch has several W phases
 };
 // How the epilogue leaves: the plan's say.
 struct Leaving {
-  int vector;                              // output elements in 16 bytes
+  int vector;  // output elements in 16 bytes
   int threads;
   std::int32_t block_channels;
-  std::int64_t channel_stride;             // of the output, elements
-  bool channels_inner;                     // stores run along channels, not along W
+  std::int64_t channel_stride;  // of the output, elements
+  bool channels_inner;  // stores run along channels, not along W
 };
 GemmTables gemm_tables(const GemmShape& shape, std::vector<BlockShifts> blocks, const TileBox& box,
                        std::int64_t capacity, int planes, const Leaving& leaving);
