@@ -49,16 +49,15 @@ def choose_cuda(
     """The backend to prefer on a GPU where both are legal, "native" or "aten".
 
     operator is "forward", "grad_input" or "grad_weight"; channels_last tells the layout of the result; precision,
-    "ieee" or "tf32", counts for float32. Read off the layers of KernelBench and of the zoo's training runs, 81 in all,
-    on an H200 (docs/training.md): cuDNN multiplies dense layers with Hopper's own instructions, which these kernels do
-    not have yet, and wins where there are many channels and nothing to skip.
+    "ieee" or "tf32", counts for float32. Read off the layers of KernelBench and of the zoo, 145 in all, on an H200
+    (docs/tuning.md): cuDNN wins strided layers of many channels, and most whose tensors are channels_last.
     """
     if problem.groups > 1 or dtype is torch.float64:
         return "native"
     strict = dtype is torch.float32 and precision == "ieee"
     half = dtype in (torch.bfloat16, torch.float16)
-    if math.prod(problem.input) == 1:  # the first layer of a generator: a matrix product that cuDNN does not see
-        return "native"
+    if math.prod(problem.input) == 1:  # the first layer of a generator: a matrix product that cuDNN sees in 16 bits alone
+        return "aten" if half or operator == "grad_input" else "native"
     rules = {"forward": _cuda_forward, "grad_input": _cuda_grad_input, "grad_weight": _cuda_grad_weight}
     return "native" if rules[operator](problem, strict, half, channels_last) else "aten"
 
@@ -78,31 +77,30 @@ def _channels(problem: Problem) -> tuple[int, int]:
 
 
 def _cuda_forward(problem: Problem, strict: bool, half: bool, channels_last: bool) -> bool:
-    few, many = _channels(problem)
-    strided, dilated = _is_strided(problem), _is_dilated(problem)
+    few, _ = _channels(problem)
+    scattered = _is_scattered(problem)
     if strict:
         return problem.in_channels <= 192
     if channels_last:
         if half:
-            return few <= 4 or dilated
-        return few <= 4 or dilated or (problem.rank == 3 and problem.in_channels <= 48)
-    if half:
-        return (few <= 48 and many <= 64) or (problem.rank == 3 and not strided)
-    return (few <= 48 and many <= 64) or few <= 4 or dilated or (not strided and problem.out_channels < 128)
+            return few <= 16 or _is_dilated(problem) or (problem.rank == 3 and not scattered)
+        return few <= 4 or _is_dilated(problem) or (problem.rank == 3 and problem.in_channels <= 48)
+    if not scattered:
+        return problem.taps > 1
+    return few <= 32 if half else problem.in_channels <= 128
 
 
 def _cuda_grad_input(problem: Problem, strict: bool, half: bool, channels_last: bool) -> bool:
     few, many = _channels(problem)
-    strided = _is_strided(problem)
     if few <= 4:  # a reduction over few channels wastes most of what tensor cores multiply
         return False
     if strict:
-        return channels_last or not strided or problem.taps >= 16 or many <= 64
+        return channels_last or not _is_strided(problem) or problem.taps >= 16 or many <= 64
     if channels_last:
-        return problem.rank == 3 and not strided
-    if half:
-        return few <= 48 or (problem.rank == 3 and not strided)
-    return few <= 48 or (not strided and many > 64)
+        return problem.rank == 3 and not _is_strided(problem)
+    if not _is_scattered(problem):
+        return problem.taps > 1
+    return problem.in_channels <= 128
 
 
 def _cuda_grad_weight(problem: Problem, strict: bool, half: bool, channels_last: bool) -> bool:
@@ -131,6 +129,11 @@ def _pairs(problem: Problem) -> int:
 
 def _is_strided(problem: Problem) -> bool:
     return max(problem.stride) > 1
+
+
+def _is_scattered(problem: Problem) -> bool:
+    """Whether outputs have phases that all hold taps: dilation leaves some empty, which costs cuDNN as much."""
+    return _is_strided(problem) and not _is_dilated(problem)
 
 
 def _is_dilated(problem: Problem) -> bool:
