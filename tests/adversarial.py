@@ -34,7 +34,8 @@ NO_REGISTERS = "its sums leave no registers for the three products of ieee"
 ROOM = {
     "forward": {"1d-dilated-halo": (), "2d-dilated-halo": (), "3d-dilated": ("64x512p4g2", "128x256p4g2")},
     "grad_input": {
-        "1d-dilated-halo": (), "2d-dilated-halo": (), "3d-dilated": ("64x512p4g2", "128x256p4g2"), "1d-320-phases": ()
+        "1d-dilated-halo": (), "2d-dilated-halo": (), "3d-dilated": ("64x512p4g2", "128x256p4g2"), "1d-320-phases": (),
+        "1d-long-filter": ("64x256p4g1", "64x512p4g2", "64x512p8g2", "128x256p4g2", "128x256p8g2"),
     },
 }  # fmt: skip
 

@@ -56,7 +56,7 @@ def choose_cuda(
         return "native"
     strict = dtype is torch.float32 and precision == "ieee"
     half = dtype in (torch.bfloat16, torch.float16)
-    if math.prod(problem.input) == 1:  # the first layer of a generator: a matrix product that cuDNN sees in 16 bits alone
+    if math.prod(problem.input) == 1:  # the first layer of a generator: cuDNN sees the matrix product in 16 bits alone
         return "aten" if half or operator == "grad_input" else "native"
     rules = {"forward": _cuda_forward, "grad_input": _cuda_grad_input, "grad_weight": _cuda_grad_weight}
     return "native" if rules[operator](problem, strict, half, channels_last) else "aten"

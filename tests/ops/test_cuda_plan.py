@@ -47,20 +47,27 @@ def with_geometry(size, weight, **changes):
 
 GROUPED = with_geometry((2, 64, 9, 9), (64, 64, 3, 3), groups=2)
 VOLUME = with_geometry((2, 64, 9, 9, 9), (64, 64, 2, 2, 2), stride=(2, 2, 2))
-WIDE = with_geometry((2, 128, 9, 9), (128, 128, 3, 3))
+WIDE = with_geometry((2, 192, 9, 9), (192, 192, 4, 4), stride=(2, 2))
+DENSE = with_geometry((2, 128, 9, 9), (128, 128, 3, 3))
 PIXEL = with_geometry((2, 128, 1, 1), (128, 256, 4, 4))
 NARROW = with_geometry((2, 16, 9, 9), (16, 16, 3, 3))
 
 
 @pytest.mark.parametrize("operator", planning.OPERATORS)
 def test_the_rule_for_gpus(operator):
-    """What native code is certain to be better at, and what cuDNN multiplies with instructions that it has not."""
+    """What native code is certain to be better at, and what cuDNN is."""
 
     def chosen(problem, dtype=torch.bfloat16, channels_last=False):
         return heuristics.choose_cuda(problem, operator, dtype, channels_last)
 
-    assert chosen(GROUPED) == chosen(WIDE, torch.float64) == chosen(NARROW) == chosen(PIXEL) == "native"
-    assert chosen(WIDE) == chosen(WIDE, channels_last=True) == chosen(VOLUME) == "aten"
+    assert chosen(GROUPED) == chosen(WIDE, torch.float64) == chosen(NARROW) == "native"
+    assert (
+        chosen(WIDE) == chosen(WIDE, channels_last=True) == chosen(DENSE, channels_last=True) == chosen(PIXEL) == "aten"
+    )
+    assert chosen(PIXEL, torch.float32) == ("aten" if operator == "grad_input" else "native")
+    # Warpgroups multiply dense layers; the product of grad_weight is one of warps.
+    assert chosen(DENSE) == ("aten" if operator == "grad_weight" else "native")
+    assert chosen(VOLUME) == ("native" if operator == "grad_input" else "aten")
     strict = heuristics.choose_cuda(WIDE, operator, torch.float32, False, "ieee")
     assert strict == "native", "cuDNN has nothing but CUDA cores for float32 that is not rounded"
 
