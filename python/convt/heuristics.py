@@ -87,7 +87,9 @@ def _cuda_forward(problem: Problem, strict: bool, half: bool, channels_last: boo
         return few <= 4 or _is_dilated(problem) or (problem.rank == 3 and problem.in_channels <= 48)
     if not scattered:
         return problem.taps > 1
-    return few <= 32 if half else problem.in_channels <= 128
+    if half:
+        return few <= 32 and (problem.rank < 3 or problem.in_channels <= 64)
+    return problem.in_channels <= 128
 
 
 def _cuda_grad_input(problem: Problem, strict: bool, half: bool, channels_last: bool) -> bool:
@@ -100,7 +102,7 @@ def _cuda_grad_input(problem: Problem, strict: bool, half: bool, channels_last: 
         return problem.rank == 3 and not _is_strided(problem)
     if not _is_scattered(problem):
         return problem.taps > 1
-    return problem.in_channels <= 128
+    return problem.in_channels <= 128 and not (half and problem.rank == 3)
 
 
 def _cuda_grad_weight(problem: Problem, strict: bool, half: bool, channels_last: bool) -> bool:

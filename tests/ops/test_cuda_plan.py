@@ -67,7 +67,7 @@ def test_the_rule_for_gpus(operator):
     assert chosen(PIXEL, torch.float32) == ("aten" if operator == "grad_input" else "native")
     # Warpgroups multiply dense layers; the product of grad_weight is one of warps.
     assert chosen(DENSE) == ("aten" if operator == "grad_weight" else "native")
-    assert chosen(VOLUME) == ("native" if operator == "grad_input" else "aten")
+    assert chosen(VOLUME) == "aten"
     strict = heuristics.choose_cuda(WIDE, operator, torch.float32, False, "ieee")
     assert strict == "native", "cuDNN has nothing but CUDA cores for float32 that is not rounded"
 
