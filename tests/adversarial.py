@@ -30,12 +30,14 @@ def grouped(kernel: str | None) -> bool:
 # Warpgroups multiply patches as they lie: taps are not cut into groups that reach less far. What they refuse therefore,
 # and which configurations have room all the same.
 NO_ROOM = "no tile's patch fits shared memory"
-NO_REGISTERS = "its sums leave no registers for the three products of ieee"
+TRUNCATES = "its instructions truncate where they add, which ieee does not allow"
 ROOM = {
-    "forward": {"1d-dilated-halo": (), "2d-dilated-halo": (), "3d-dilated": ("64x512p4g2", "128x256p4g2")},
+    "forward": {
+        "1d-dilated-halo": (), "2d-dilated-halo": (), "3d-dilated": ("64x512p4g2", "64x512p8g2", "128x256p4g2")
+    },
     "grad_input": {
-        "1d-dilated-halo": (), "2d-dilated-halo": (), "3d-dilated": ("64x512p4g2", "128x256p4g2"), "1d-320-phases": (),
-        "1d-long-filter": ("64x256p4g1", "64x512p4g2", "64x512p8g2", "128x256p4g2", "128x256p8g2"),
+        "1d-dilated-halo": (), "2d-dilated-halo": (), "1d-320-phases": (),
+        "3d-dilated": ("64x512p4g2", "64x512p8g2", "128x256p4g2"),
     },
 }  # fmt: skip
 
@@ -57,7 +59,7 @@ def refusal(kernel: str | None, operator: str, case: Case, dtype: torch.dtype, p
     if dtype == torch.float64:
         return "tensor cores of this family do not multiply float64"
     if dtype == torch.float32 and precision == "ieee":
-        return NO_REGISTERS
+        return TRUNCATES
     if not hopper():
         return "its instructions are Hopper's"
     return None if has_room(kernel, operator, case.name) else NO_ROOM

@@ -76,7 +76,7 @@ double patch_pixels(const GemmWork& work, BlockShifts& block, const TileBox& box
   for (const PatchSpan& span : block.spans) {
     const PatchShape whole = patch_shape(box, span);
     conflicts = std::max(conflicts, whole.conflicts);
-    const std::int64_t of_plane = plane_pixels(work.shape, whole, work.config.planes);
+    const std::int64_t of_plane = plane_pixels(work.shape, whole, work.config.planes, work.capacity);
     pixels += double(of_plane);
     fits = fits && of_plane <= work.capacity;
   }

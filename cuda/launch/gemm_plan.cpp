@@ -258,7 +258,7 @@ std::variant<GemmPlan, std::string> plan_gemm(const Request& request, const Devi
   if (request.op == Operator::grad_weight) return "a weight gradient is another product";
   if (const std::string reason = gemm_refusal(request); !reason.empty()) return reason;
   const Operand operand = operand_of(request.dtype, request.precision);
-  if (!config.has(operand)) return kNoRegisters;
+  if (!config.has(operand)) return config.grouped() ? kTruncates : kNoRegisters;
   if (config.grouped() && device.capability != 90) return "its instructions are Hopper's";
   const GemmShape shape = gemm_shape(request);
   const int fitting = blocks_that_fit(config, operand, device);

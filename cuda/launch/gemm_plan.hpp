@@ -40,6 +40,7 @@ struct GemmPlan {
 
 // Why a configuration does not multiply an operand.
 inline constexpr const char* kNoRegisters = "its sums leave no registers for the three products of ieee";
+inline constexpr const char* kTruncates = "its instructions truncate where they add, which ieee does not allow";
 
 // Configurations in the order of configs.def, and their names, such as 64x256p4.
 const std::vector<TileConfig>& gemm_configs();

@@ -146,10 +146,11 @@ std::int32_t input_offset(const GemmShape& shape, std::int32_t phase, int axis) 
 
 }  // namespace
 
-std::int64_t plane_pixels(const GemmShape& geometry, const PatchShape& patch, int planes) {
+std::int64_t plane_pixels(const GemmShape& geometry, const PatchShape& patch, int planes, std::int64_t capacity) {
   if (!geometry.gathers_along_channels() || planes == 0) return patch.pixels;
   const std::int64_t odd = planes == 8 ? 1 : 2;
-  return patch.pixels + (8 + odd - patch.pixels % 8) % 8;
+  const std::int64_t padded = patch.pixels + (8 + odd - patch.pixels % 8) % 8;
+  return padded <= capacity ? padded : patch.pixels;
 }
 
 namespace {
@@ -174,7 +175,7 @@ bool split(const GemmShape& geometry, ShiftAt first, ShiftAt begin, ShiftAt end,
   const PatchSpan span = span_of(begin, end, w_stride);
   const auto& [low, high, w_count] = span;
   const PatchShape shape = patch_shape(box, span);
-  const std::int64_t pixels = plane_pixels(geometry, shape, limits.planes);
+  const std::int64_t pixels = plane_pixels(geometry, shape, limits.planes, limits.pixels);
   if (pixels <= limits.pixels) {
     PatchGroup made{{}, w_phases_of(begin, end, w_stride)};
     ShiftGroup& group = made.group;

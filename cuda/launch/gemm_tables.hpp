@@ -62,8 +62,8 @@ std::vector<TileBox> packed_boxes(std::int32_t pixels, const std::int64_t (&q)[k
                                   const std::vector<BlockShifts>& blocks);
 
 // Pixels from one of `planes` planes to the next: where channels lie side by side, threads that store vectors of one pixel, or of two
-// neighbours, side by side meet in no bank. No planes: as many as the patch has.
-std::int64_t plane_pixels(const GemmShape& geometry, const PatchShape& patch, int planes);
+// neighbours, side by side meet in no bank, if that fits. No planes: as many as the patch has.
+std::int64_t plane_pixels(const GemmShape& geometry, const PatchShape& patch, int planes, std::int64_t capacity);
 
 // Cuts the shifts of a block into groups of at most `most_shifts` whose patch has at most `capacity` pixels, reordering them. Shift indices of the
 // groups are relative to the block. Empty when a single shift does not fit.
