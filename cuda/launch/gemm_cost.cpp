@@ -23,10 +23,14 @@ double memory_time(const Problem& problem, double element_bytes, double further,
          device.memory_gbs * 1e-3;
 }
 
-double overlapped(const GemmCost& cost) {
+double overlapped(const GemmCost& cost, int norm) {
   double power = 0;
-  for (double term : {cost.tensor, cost.shared, cost.issue, cost.l2, cost.memory}) power += term * term * term * term;
-  return std::sqrt(std::sqrt(power));
+  for (double term : {cost.tensor, cost.shared, cost.issue, cost.l2, cost.memory}) {
+    for (int of = 2; of <= norm; of *= 2) term *= term;
+    power += term;
+  }
+  for (int of = 2; of <= norm; of *= 2) power = std::sqrt(power);
+  return power;
 }
 
 std::int64_t pixel_capacity(const TileConfig& config, Operand operand, const DeviceTraits& device, std::int64_t blocks,
@@ -57,16 +61,6 @@ struct Weights {
 constexpr Weights kWarps{2.1, 0.8, 1.05, 1.5, 0.9, 1.95, 13, 2};
 constexpr Weights kWarpgroups{0.78, 0.86, 3.05, 2.05, 0.84, 1.65, 5, 8};
 constexpr Weights kIeee{2.2, 2.2, 2.2, 2.2, 2.2, 2.2, 13, 4};
-
-double longest(const GemmCost& cost, int norm) {
-  double power = 0;
-  for (double term : {cost.tensor, cost.shared, cost.issue, cost.l2, cost.memory}) {
-    for (int of = 2; of <= norm; of *= 2) term *= term;
-    power += term;
-  }
-  for (int of = 2; of <= norm; of *= 2) power = std::sqrt(power);
-  return power;
-}
 
 // Pixels that a block's patches have, all groups together; 0 when they do not fit. Most blocks need no cutting.
 double patch_pixels(const GemmWork& work, BlockShifts& block, const TileBox& box, double& conflicts) {
@@ -216,7 +210,7 @@ std::optional<GemmCost> cost_of(const GemmWork& work, std::vector<BlockShifts>& 
   const double seen = grouped           ? (forward ? 1.05 : 0.93) * (config.planes == 8 ? 1.15 : 1.0)
                       : forward || ieee ? 1.0
                                         : 1.1;
-  cost.total = (longest(cost, weights.norm) + alone) * seen + weights.launch;
+  cost.total = (overlapped(cost, weights.norm) + alone) * seen + weights.launch;
   return cost;
 }
 

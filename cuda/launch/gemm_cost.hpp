@@ -17,8 +17,8 @@ std::int64_t shared_capacity(const DeviceTraits& device, std::int64_t blocks);
 // Microseconds to move every tensor of a problem, and `further` bytes, once.
 double memory_time(const Problem& problem, double element_bytes, double further, const DeviceTraits& device);
 
-// Units overlap, but not perfectly: a 4-norm of what each needs.
-double overlapped(const GemmCost& cost);
+// Units overlap, but not perfectly: a norm (2, 4 or 8) of what each needs.
+double overlapped(const GemmCost& cost, int norm = 4);
 
 // Thread blocks that a multiprocessor holds: as many as the configuration was made for, fewer where shared memory is
 // small. 0: not even one.

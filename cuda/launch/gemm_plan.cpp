@@ -12,7 +12,7 @@ namespace convt {
 std::string name_of(const TileConfig& config) {
   const std::string tile =
       std::to_string(config.rows) + "x" + std::to_string(config.pixels) + "p" + std::to_string(config.planes);
-  if (config.grouped()) return tile + "g" + std::to_string(config.warps() / 4);
+  if (config.grouped()) return tile + "g" + std::to_string(config.groups());
   return tile + "w" + std::to_string(config.warps_m) + "x" + std::to_string(config.warps_n);
 }
 
@@ -274,7 +274,8 @@ std::variant<GemmPlan, std::string> plan_gemm(const Request& request, const Devi
   for (const Origins& origin : origins_of(shape)) {
     std::int64_t q[kTileAxes] = {shape.problem.batch};
     for (int axis = 0; axis < kAxes; ++axis) q[1 + axis] = grid_of(shape, origin, axis).count;
-    std::vector<TileBox> candidates = boxes(config.pixels, q);
+    std::vector<TileBox> candidates;   // of warpgroups they depend on the shifts
+    if (!config.grouped()) candidates = boxes(config.pixels, q);
     // Rows of the output leave whole unless their phases alone exceed the tile: cut W phases make scalar stores.
     const std::int64_t wide = shape.reached_phases(2);
     const std::vector<std::int32_t> channel_counts = channel_blocks(out_channels, config.rows);
