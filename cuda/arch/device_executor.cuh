@@ -126,7 +126,30 @@ class DeviceWarp {
       return __ldg(reinterpret_cast<const T*>(source));
     }
   }
-  // The same where the compiler shall not keep what it has read, from any memory: words, one load each.
+  // A word, or half of one, or four, if they are there; else 0. Predicated in PTX: nvcc would branch around the load, and widen a
+  // half where the branches meet, which waits for it.
+  template <int kBytes>
+  __device__ __forceinline__ std::uint32_t word_if(bool there, const char* source) const {
+    std::uint32_t word = 0;
+    if constexpr (kBytes == 4) {
+      asm volatile("{.reg .pred p; setp.ne.b32 p, %2, 0; @p ld.global.nc.b32 %0, [%1];}"
+                   : "+r"(word)
+                   : "l"(source), "r"(int(there)));
+    } else {
+      asm volatile("{.reg .pred p; setp.ne.b32 p, %2, 0; @p ld.global.nc.u16 %0, [%1];}"
+                   : "+r"(word)
+                   : "l"(source), "r"(int(there)));
+    }
+    return word;
+  }
+  __device__ __forceinline__ Vector16 vector_if(bool there, const char* source) const {
+    Vector16 words{};
+    asm volatile("{.reg .pred p; setp.ne.b32 p, %5, 0; @p ld.global.nc.v4.b32 {%0, %1, %2, %3}, [%4];}"
+                 : "+r"(words.word[0]), "+r"(words.word[1]), "+r"(words.word[2]), "+r"(words.word[3])
+                 : "l"(source), "r"(int(there)));
+    return words;
+  }
+  // What the compiler shall not keep once it has read it, from any memory: words, one load each.
   template <class T>
   __device__ __forceinline__ T reread(const char* source) const {
     T value;

@@ -99,35 +99,26 @@ struct BoxLoader {
                              first ? params.shared.place_table : 0);
   }
 
-  // Issues the loads of a batch.
+  // Issues the loads of a batch. Of either kind by the same instructions: no branch between them and their use.
   template <class Warp, int kLanes>
   CONVT_HOST_DEVICE static void load(Warp& warp, State<kLanes>& state, const WeightParams& params, const Left& left,
                                      const Origin& origin, std::int32_t table, std::int32_t batch) {
+    const bool is_input = batch < kInputBatches;
+    const std::int64_t channel_bytes = (is_input ? params.input_strides[1] : params.patch.input_strides[1]) * kBytes;
+    const char* const first = is_input ? origin.input : origin.patch;
+    const std::int32_t channels = is_input ? left.input : left.patch;
+    const std::int32_t octets = is_input ? kConfig.rows / kOctet : params.block_octets;
+    const bool vectors = (is_input ? params.input_vectors : params.patch_vectors) != 0;
     warp.lanes([&](int lane) {
-      auto& word = state.batch[lane].word;
-#pragma unroll
-      for (int at = 0; at < kOctet; ++at) word[at] = 0;
-      const std::int32_t unit = warp.thread(lane) + batch * kThreads;
-      if (batch < kInputBatches) {
-        const std::int32_t octet = unit / kConfig.pixels, pixel = unit % kConfig.pixels;
-        if (kInputUnits % kThreads != 0 && unit >= kInputUnits) return;
-        const std::int32_t offset = warp.template load<std::int32_t>(table + pixel * 4);
-        if (offset < 0) return;
-        const std::int64_t channel_bytes = params.input_strides[1] * kBytes;
-        gather_batch<kOperand>(warp, word,
-                               origin.input + octet * kOctet * channel_bytes + std::int64_t(offset) * kBytes,
-                               channel_bytes, left.input - octet * kOctet, params.input_vectors != 0);
-      } else {
-        const std::int32_t own = unit - kInputBatches * kThreads;
-        const std::int32_t octet = params.by_pixels.quotient(own), pixel = params.by_pixels.remainder(own, octet);
-        if (octet >= params.block_octets) return;
-        const std::int32_t offset = warp.template load<std::int32_t>(table + (kConfig.pixels + pixel) * 4);
-        if (offset < 0) return;
-        const std::int64_t channel_bytes = params.patch.input_strides[1] * kBytes;
-        gather_batch<kOperand>(warp, word,
-                               origin.patch + octet * kOctet * channel_bytes + std::int64_t(offset) * kBytes,
-                               channel_bytes, left.patch - octet * kOctet, params.patch_vectors != 0);
-      }
+      const std::int32_t unit = warp.thread(lane) + batch * kThreads, own = unit - kInputBatches * kThreads;
+      const std::int32_t octet = is_input ? unit / kConfig.pixels : params.by_pixels.quotient(own);
+      const std::int32_t pixel =
+          is_input ? unit % kConfig.pixels : kConfig.pixels + params.by_pixels.remainder(own, octet);
+      std::int32_t offset = -1;
+      if (octet < octets) offset = warp.template load<std::int32_t>(table + pixel * 4);
+      gather_batch<kOperand>(warp, state.batch[lane].word,
+                             first + octet * kOctet * channel_bytes + std::int64_t(offset) * kBytes, channel_bytes,
+                             channels - octet * kOctet, offset >= 0, vectors);
     });
   }
 

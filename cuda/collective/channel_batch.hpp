@@ -9,33 +9,27 @@
 namespace convt {
 
 // Fetches channels `channel_bytes` apart into words: one word each, or, when they are contiguous and whole vectors, packed. Of
-// them `left` exist; the others keep what `word` holds.
+// them `left` exist, none where `there` is false; the others are 0. No load stands in a branch: where branches meet, all of a
+// batch would have to have arrived.
 template <Operand kOperand, class Warp, int kChannels>
 CONVT_HOST_DEVICE inline void gather_batch(Warp& warp, std::uint32_t (&word)[kChannels], const char* source,
-                                           std::int64_t channel_bytes, std::int32_t left, bool vectors) {
-  constexpr int vector = operand_vector(kOperand);
-  const auto element = [&warp](const char* from) -> std::uint32_t {
-    if constexpr (operand_bytes(kOperand) == 4) {
-      return warp.template global<std::uint32_t>(from);
-    } else {
-      return warp.template global<std::uint16_t>(from);
-    }
-  };
+                                           std::int64_t channel_bytes, std::int32_t left, bool there, bool vectors) {
+  constexpr int vector = operand_vector(kOperand), bytes = operand_bytes(kOperand);
   if (vectors) {
 #pragma unroll
     for (int plane = 0; plane < kChannels / vector; ++plane) {
-      if (plane * vector >= left) break;
-      const Vector16 loaded = warp.template global<Vector16>(source + plane * 16);
+      const Vector16 loaded = warp.vector_if(there && plane * vector < left, source + plane * 16);
 #pragma unroll
       for (int at = 0; at < 4; ++at) word[plane * 4 + at] = loaded.word[at];
     }
   } else if (left >= kChannels) {
 #pragma unroll
-    for (int at = 0; at < kChannels; ++at, source += channel_bytes) word[at] = element(source);
+    for (int at = 0; at < kChannels; ++at, source += channel_bytes)
+      word[at] = warp.template word_if<bytes>(there, source);
   } else {
 #pragma unroll
     for (int at = 0; at < kChannels; ++at, source += channel_bytes) {
-      if (at < left) word[at] = element(source);
+      word[at] = warp.template word_if<bytes>(there && at < left, source);
     }
   }
 }

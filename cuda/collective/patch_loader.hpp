@@ -75,10 +75,7 @@ struct PatchLoader {
       std::int32_t offset = -1;
       if (pixel < group.pixels) offset = warp.template load<std::int32_t>(params.shared.pixel_table + pixel * 4);
       const char* source = first + std::int64_t(offset) * kBytes;
-#pragma unroll
-      for (int at_word = 0; at_word < kBatchChannels; ++at_word) word[at_word] = 0;
-      if (offset < 0) return;
-      gather_batch<kOperand>(warp, word, source, channel_bytes, left, params.input_vectors != 0);
+      gather_batch<kOperand>(warp, word, source, channel_bytes, left, offset >= 0, params.input_vectors != 0);
     });
   }
 
@@ -155,9 +152,7 @@ struct PatchLoader {
         if (own.pixel < group.pixels && own.plane * kVector < left) {
           offset = warp.template load<std::int32_t>(params.shared.pixel_table + own.pixel * 4);
         }
-        Vector16 loaded{};
-        if (offset >= 0)
-          loaded = warp.template global<Vector16>(first + std::int64_t(offset) * kBytes + own.plane * 16);
+        const Vector16 loaded = warp.vector_if(offset >= 0, first + std::int64_t(offset) * kBytes + own.plane * 16);
 #pragma unroll
         for (int i = 0; i < 4; ++i) word[at * 4 + i] = loaded.word[i];
       }

@@ -32,9 +32,10 @@ struct WeightConfig {
     const int wanted = (batches + steps - 1) / steps;
     return wanted < 2 ? 1 : 2;
   }
-  // Steps that they have to arrive: one where sums, or a third block, leave no registers for two.
+  // Steps that they have to arrive: one where sums, a third block, or the addresses of many columns leave no registers for two.
   CONVT_HOST_DEVICE constexpr int away(Operand operand) const {
-    return !is_float32(operand) && (warp_rows() * warp_columns() >= 128 * 32 || blocks > 2) ? 1 : 2;
+    if (is_float32(operand)) return warp_columns() > 64 && warp_columns() < 128 ? 1 : 2;
+    return warp_rows() * warp_columns() >= 128 * 32 || blocks > 2 ? 1 : 2;
   }
   CONVT_HOST_DEVICE constexpr int warps() const { return warps_m * warps_n; }
   CONVT_HOST_DEVICE constexpr int threads() const { return 32 * warps(); }

@@ -76,6 +76,11 @@ class HostWarp {
     std::memcpy(&value, source, sizeof(T));
     return value;
   }
+  template <int kBytes>
+  std::uint32_t word_if(bool there, const char* source) const {
+    return there ? global<std::conditional_t<kBytes == 4, std::uint32_t, std::uint16_t>>(source) : 0;
+  }
+  Vector16 vector_if(bool there, const char* source) const { return there ? global<Vector16>(source) : Vector16{}; }
   template <class T>
   T reread(const char* source) const {
     T value;

@@ -66,6 +66,11 @@ class GroupHostWarp : public HostWarp {
     }
     return HostWarp::global<T>(source);
   }
+  template <int kBytes>
+  std::uint32_t word_if(bool there, const char* source) const {
+    return there ? global<std::conditional_t<kBytes == 4, std::uint32_t, std::uint16_t>>(source) : 0;
+  }
+  Vector16 vector_if(bool there, const char* source) const { return there ? global<Vector16>(source) : Vector16{}; }
 
  private:
   // This warp's 16 of the 64 rows.
