@@ -108,7 +108,7 @@ NAMED = {case.name: problem_of(case) for case in ADVERSARIAL if case.name not in
 _GUARD = 64
 
 
-def _among_nan(tensor: Tensor, strides: tuple[int, ...], elements: int) -> Tensor:
+def among_nan(tensor: Tensor, strides: tuple[int, ...], elements: int) -> Tensor:
     """The same values at these strides, `elements` past a 64-byte boundary, every other byte 0xff."""
     extent = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, strides, strict=True))
     size = tensor.dtype.itemsize
@@ -200,7 +200,7 @@ def _values(
         # What an expanded tensor repeats is its first slice.
         for axis, stride in enumerate(strides):
             values = values.narrow(axis, 0, 1).expand(size) if stride == 0 else values
-        return _among_nan(values, strides, layouts.elements)
+        return among_nan(values, strides, layouts.elements)
 
     sizes = {"input": problem.input_size, "weight": problem.weight_size, "output": problem.output_size}
     result = RESULTS[operator]
@@ -311,7 +311,7 @@ class Call:
     ) -> tuple[Tensor, dict]:
         """The result, and what the simulator counted. Memory that nobody wrote is NaN, and nothing else is written."""
         nothing = torch.zeros((), dtype=self.operand.dtype).expand(self.size)
-        result = _among_nan(nothing, self.strides, self.layouts.elements)
+        result = among_nan(nothing, self.strides, self.layouts.elements)
         result.view(torch.uint8 if result.numel() == 0 else self._integers).fill_(-1)
         workspace = torch.full((self.plan.workspace_bytes + 512,), 0xFF, dtype=torch.uint8)
         first = -workspace.data_ptr() % 256

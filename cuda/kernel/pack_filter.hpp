@@ -6,123 +6,404 @@
 
 namespace convt {
 
-// What packing is told beside the tables.
+// An axis of the filter, where a shift and a phase meet its taps.
+struct PackAxis {
+  std::int64_t reach;      // of one shift: the stride, negated where shifts are
+  std::int64_t begin;      // padding - origin: dilation * tap = reach * shift + phase + begin
+  std::int64_t dilation, filter;
+  std::int64_t pitch;      // bytes from tap to tap in the source
+  FastDivisor by_stride;
+};
+
+// Elements that lie at one distance from each other both in the filter and in shared memory. They are copied level by level, the
+// first piece by piece.
+struct PackLevel {
+  enum Cut : std::int32_t { whole, reduced, rows };   // whose channels may end before it does: zeros follow
+  std::int32_t stride;     // bytes in the filter
+  std::int32_t pitch;      // bytes in shared memory
+  std::int32_t elements;   // of a piece
+  std::int32_t inner;      // elements per channel that is cut
+  FastDivisor by_extent;
+  Cut cut;
+};
+
+// Offsets in shared memory of a thread block that packs.
+struct PackShared {
+  std::int32_t rows;       // int32, how many rows are its own, and PackRow [rows]
+  std::int32_t steps;      // PackStep [range_steps]
+  std::int32_t taps;       // int64 [range_steps][slots]: bytes from the source's first tap; -1: none
+  std::int32_t filter;     // what is staged
+  std::int32_t bytes;
+};
+
+struct PackRow {
+  std::int32_t row, slot, channel;   // channel of the row block
+};
+
+// Where a step's slabs lie, and what their headers announce: the next step of the same chunk or chunks, and of the last chunk.
+struct PackStep {
+  std::int32_t slab, per_chunk;      // of the first chunk, and slabs from chunk to chunk
+  StepHeader next, last;
+};
+
+// What packing is told beside the tables. A job is one conv group, channel block, chunk and range of its planes. A thread block does
+// jobs one after the other, of each the rows of a piece of the channels, at a range of the steps.
 struct PackParams {
   const void* filter;             // any strides
   char* packed;                   // GemmParams::filter
   char* tables;                   // where the tables go: GemmParams::tables
   std::uint32_t* arrived;         // counters to clear, or null
-  std::int64_t strides[2 + kAxes];   // input channel, output channel, D, H, W of the GEMM
+  std::int64_t strides[2];        // of the filter: channels of the reduction, of the rows; bytes
+  std::int64_t pitches[2];        // the same of the source: of what is staged, or of the filter
   std::int64_t group_stride;      // between conv groups
-  std::int64_t units;             // 16-byte units: of one copy, and a header per slab
-  Axis axes[kAxes];
-  std::int64_t origin[kAxes];     // o + origin = stride * q + phase
+  PackAxis axes[kAxes];
+  PackLevel levels[2 + kAxes];
   TableLayout table;
+  PackShared shared;
   std::int32_t counters;
   std::int32_t in_channels, out_channels;   // per conv group, of the GEMM
-  std::int32_t shift_sign;        // -1: shifts are negated
   std::int32_t block_channels, channel_blocks, phase_blocks, chunks, steps;
   std::int32_t rows, planes;      // of the tile configuration
+  std::int32_t slab_vectors;      // 16-byte units of a slab, its header among them
+  std::int32_t vector;            // elements of a unit
+  std::int32_t slots;             // of the block that has most
+  std::int32_t staged_levels;     // 0: nothing is staged, units are gathered from the filter itself
+  std::int32_t staged_pieces;     // of all levels
+  std::int32_t width;             // bytes of a piece: 2, 4, 8 or 16
+  std::int32_t job_planes_log2, piece_channels, range_steps;
+  std::int32_t pieces, ranges, jobs;
+  std::int32_t blocks;            // thread blocks of every piece and range
+  FastDivisor by_block_channels, by_slots, by_shares, by_pieces, by_job_planes, by_chunks, by_channel_blocks;
   Operand operand;
+
+  std::int64_t grid() const { return std::int64_t(blocks) * pieces * ranges; }
+  // The order of rows.
+  CONVT_HOST_DEVICE PackRow at_row(std::int32_t row) const {
+    const std::int32_t slot = by_block_channels.quotient(row);
+    return {row, slot, by_block_channels.remainder(row, slot)};
+  }
 };
 
-// Sorts the filter into the order of its use, rounded or split as the operand wants it. Missing taps, channels and rows are 0.
+// Sorts the filter into the order of its use, rounded or split as the operand wants it: [conv group][channel block][phase block]
+// [shift group][chunk][shift]{[copy][plane][row][16 B], header}. Missing taps, channels and rows are 0.
 struct PackFilter {
-  static constexpr int kThreads = 256;
+  static constexpr int kThreads = 256, kMinBlocks = 4;   // of a multiprocessor
+  static constexpr int kMostShared = 47 << 10;   // bytes: what no kernel has to ask for
 
-  // Writes unit `index` of [conv group][channel block][phase block][shift group][chunk][shift]{[plane][row], header}: the unit
-  // in every copy.
-  CONVT_HOST_DEVICE static void unit(const PackParams& params, const char* tables, std::int64_t index) {
-    const std::int32_t per_copy = params.planes * params.rows, copies = filter_copies(params.operand);
-    const std::int64_t slab = index / (per_copy + 1);
-    const std::int32_t within = std::int32_t(index - slab * (per_copy + 1));
-    auto* const packed = reinterpret_cast<Vector16*>(params.packed) + slab * (per_copy * copies + 1);
-    const std::int32_t plane = within / params.rows, row = within - plane * params.rows;
-
-    const std::int32_t steps = params.steps * params.chunks;
-    const std::int64_t outer = slab / steps;
-    std::int32_t step = std::int32_t(slab - outer * steps);
-    const std::int32_t channel_block = std::int32_t(outer % params.channel_blocks);
-    const std::int32_t conv_group = std::int32_t(outer / params.channel_blocks);
-
-    const auto* blocks = reinterpret_cast<const PhaseBlock*>(tables);
-    std::int32_t low = last_not_after(params.phase_blocks,
-                                      [&](std::int32_t at) { return blocks[at].first_step * params.chunks <= step; });
-    const PhaseBlock& block = blocks[low];
-    step -= block.first_step * params.chunks;
-    const auto* groups = reinterpret_cast<const ShiftGroup*>(tables + params.table.groups) + block.first_group;
-    low = last_not_after(block.groups, [&](std::int32_t at) { return groups[at].first_step * params.chunks <= step; });
-    const ShiftGroup& group = groups[low];
-    step -= group.first_step * params.chunks;
-    const std::int32_t chunk = step / group.shifts;
-    const auto* const shifts = reinterpret_cast<const ShiftRecord*>(tables + params.table.shifts);
-    const std::int32_t at_shift = step - chunk * group.shifts;
-    const ShiftRecord& shift = shifts[group.first_shift + at_shift];
-    if (within == per_copy) {
-      // What comes next: another shift, the first again in the next chunk, or the next group's first.
-      std::int32_t next = group.first_shift + at_shift + 1;
-      if (at_shift + 1 == group.shifts) {
-        next = chunk + 1 < params.chunks || low + 1 == block.groups ? group.first_shift : groups[low + 1].first_shift;
-      }
-      packed[per_copy * copies] = {{std::uint32_t(shifts[next].pixel_offset), shifts[next].row_mask, 0, 0}};
-      return;
-    }
-
-    const std::int32_t slot = row / params.block_channels;
-    const std::int32_t channel = channel_block * params.block_channels + row - slot * params.block_channels;
-    bool there = slot < block.slots && channel < params.out_channels;
-    std::int64_t offset = 0;
-    if (there) {
-      // One of the two is 0: phases are the output's, or the input's.
-      std::int32_t phase =
-          reinterpret_cast<const std::int32_t*>(tables + params.table.phases)[block.first_phase + slot] + shift.phase;
-      for (int axis = kAxes - 1; axis >= 0; --axis) {
-        const Axis& along = params.axes[axis];
-        const std::int32_t stride = std::int32_t(along.stride), own = phase % stride;
-        phase /= stride;
-        // dilation * tap - padding + origin = stride * shift + phase
-        const std::int64_t reach =
-            along.stride * params.shift_sign * shift.shift[axis] + own + along.padding - params.origin[axis];
-        const std::int64_t tap = reach / along.dilation;
-        there = there && reach >= 0 && tap * along.dilation == reach && tap < along.filter;
-        offset += tap * params.strides[2 + axis];
-      }
-    }
-    const int vector = operand_vector(params.operand), bytes = operand_bytes(params.operand);
-    const std::int32_t first = (chunk * params.planes + plane) * vector;
-    const char* source =
-        static_cast<const char*>(params.filter) +
-        (offset + channel * params.strides[1] + conv_group * params.group_stride + first * params.strides[0]) * bytes;
-
-    Vector16 high{}, low_half{};
-    for (int element = 0; element < vector; ++element) {
-      if (!there || first + element >= params.in_channels) break;
-      const char* at = source + element * params.strides[0] * bytes;
-      if (bytes == 4) {
-        const std::uint32_t bits = *reinterpret_cast<const std::uint32_t*>(at);
-        if (params.operand == Operand::tf32) {
-          high.word[element] = round_to_tf32(bits);
-        } else {
-          const Tf32Pair pair = split_to_tf32(bits);
-          high.word[element] = pair.high;
-          low_half.word[element] = round_to_tf32(pair.low);
-        }
-      } else {
-        const std::uint32_t bits = *reinterpret_cast<const std::uint16_t*>(at);
-        high.word[element / 2] |= bits << (element % 2 * 16);
-      }
-    }
-    packed[within] = high;
-    if (copies == 2) packed[per_copy + within] = low_half;
+  // What a thread block has of every job.
+  struct Share {
+    std::int32_t first_channel, channels;   // of a channel block
+    std::int32_t first_step, steps;
+    std::int32_t first_job;
+  };
+  CONVT_HOST_DEVICE static Share share_of(const PackParams& params, std::int32_t block) {
+    const std::int32_t job = params.by_shares.quotient(block), share = params.by_shares.remainder(block, job);
+    const std::int32_t range = params.by_pieces.quotient(share), piece = params.by_pieces.remainder(share, range);
+    const std::int32_t channel = piece * params.piece_channels, step = range * params.range_steps;
+    return {channel, min_of(params.piece_channels, params.block_channels - channel), step,
+            min_of(params.range_steps, params.steps - step), job};
   }
 
+  struct Job {
+    Vector16* packed;           // of its conv group and channel block
+    const char* source;         // the filter's first element that it reads
+    std::int32_t channel;       // of the conv group, its first
+    std::int32_t chunk, plane;  // of the chunk, its first
+    std::int32_t first;         // channel of the reduction
+  };
+  CONVT_HOST_DEVICE static Job job_of(const PackParams& params, const Share& share, std::int32_t job) {
+    Job at;
+    const std::int32_t outer = params.by_job_planes.quotient(job), block = params.by_chunks.quotient(outer);
+    const std::int32_t group = params.by_channel_blocks.quotient(block);
+    at.plane = params.by_job_planes.remainder(job, outer) << params.job_planes_log2;
+    at.chunk = params.by_chunks.remainder(outer, block);
+    at.packed = reinterpret_cast<Vector16*>(params.packed) +
+                std::int64_t(block) * params.steps * params.chunks * params.slab_vectors;
+    at.channel = params.by_channel_blocks.remainder(block, group) * params.block_channels + share.first_channel;
+    at.first = (at.chunk * params.planes + at.plane) * params.vector;
+    at.source = static_cast<const char*>(params.filter) + group * params.group_stride + at.first * params.strides[0] +
+                at.channel * params.strides[1];
+    return at;
+  }
+
+  // Tabulates what all jobs of a thread block share: its rows, its steps, and which tap a slot reads at each.
+  CONVT_HOST_DEVICE static void tabulate(const PackParams& params, const char* tables, const Share& share, int thread,
+                                         char* shared) {
+    const auto mine = [&](std::int32_t row) {
+      return std::uint32_t(params.at_row(row).channel - share.first_channel) < std::uint32_t(share.channels);
+    };
+    auto* const rows = reinterpret_cast<PackRow*>(shared + params.shared.rows + 16);
+#pragma unroll 1
+    for (std::int32_t row = thread; row < params.rows; row += kThreads) {
+      std::int32_t place = params.pieces == 1 ? row : 0;
+#pragma unroll 1
+      for (std::int32_t before = 0; params.pieces > 1 && before < row; ++before) place += mine(before);
+      if (mine(row)) rows[place] = params.at_row(row);
+      if (row + 1 == params.rows) *reinterpret_cast<std::int32_t*>(shared + params.shared.rows) = place + mine(row);
+    }
+    auto* const steps = reinterpret_cast<PackStep*>(shared + params.shared.steps);
+    auto* const taps = reinterpret_cast<std::int64_t*>(shared + params.shared.taps);
+    // From behind: where there is little to do, the first threads are busy loading.
+#pragma unroll 1
+    for (std::int32_t at = kThreads - 1 - thread; at < share.steps * params.slots; at += kThreads) {
+      const std::int32_t step = params.by_slots.quotient(at), slot = params.by_slots.remainder(at, step);
+      const Place place = place_of(params, tables, share.first_step + step);
+      taps[at] = -1;
+      if (slot < place.block->slots) {
+        const auto* const phases = reinterpret_cast<const std::int32_t*>(tables + params.table.phases);
+        taps[at] = tap_of(params, phases[place.block->first_phase + slot], place.shifts[place.shift]);
+      }
+      if (slot == 0) steps[step] = step_of(params, place);
+    }
+  }
+
+  // Copies the filter of a job's channels to shared memory.
+  CONVT_HOST_DEVICE static void stage(const PackParams& params, const Share& share, const Job& at, int thread,
+                                      char* shared) {
+    const std::int32_t channels = params.vector << params.job_planes_log2;
+    const std::int32_t reduced = min_of(params.in_channels - at.first, channels);
+    const std::int32_t rows = min_of(params.out_channels - at.channel, share.channels);
+    if (reduced <= 0 || rows <= 0) return;
+    const Extents extents{params.staged_pieces, reduced, rows, reduced < channels || rows < params.piece_channels};
+    char* const to = shared + params.shared.filter;
+    switch (params.width) {
+      case 16:
+        return copy<Words<4>>(params, extents, at.source, thread, to);
+      case 8:
+        return copy<Words<2>>(params, extents, at.source, thread, to);
+      case 4:
+        return copy<Words<1>>(params, extents, at.source, thread, to);
+      default:
+        return copy<std::uint16_t>(params, extents, at.source, thread, to);
+    }
+  }
+
+  // Writes a job's units, from what is staged or from the filter itself.
+  CONVT_HOST_DEVICE static void write(const PackParams& params, const Share& share, const Job& at, int thread,
+                                      char* shared) {
+    if (params.staged_levels > 0) {
+      write_units(params, share, at, shared + params.shared.filter, Staged{}, thread, shared);
+    } else {
+      write_units(params, share, at, at.source, Gathered{}, thread, shared);
+    }
+    if (at.plane > 0 || share.first_channel > 0) return;
+#pragma unroll 1
+    for (std::int32_t step = thread; step < share.steps; step += kThreads) {
+      const PackStep& own = reinterpret_cast<const PackStep*>(shared + params.shared.steps)[step];
+      const StepHeader& header = at.chunk + 1 < params.chunks ? own.next : own.last;
+      *slab_of(params, at, own,
+               params.slab_vectors - 1) = {{std::uint32_t(header.pixel_offset), header.row_mask, 0, 0}};
+    }
+  }
+
+#ifdef __CUDACC__
+  __device__ static void run(const PackParams& params, const char* tables, char* shared) {
+    const Share share = share_of(params, blockIdx.x);
+    const int thread = threadIdx.x;
+    tabulate(params, tables, share, thread, shared);
+    for (std::int32_t job = share.first_job; job < params.jobs; job += params.blocks) {
+      const Job at = job_of(params, share, job);
+      if (params.staged_levels > 0) stage(params, share, at, thread, shared);
+      __syncthreads();   // tables and what is staged, before units are written from them
+      write(params, share, at, thread, shared);
+      __syncthreads();   // and before the next job's takes their place
+    }
+  }
+#endif
+
  private:
-  template <class Predicate>
-  CONVT_HOST_DEVICE static std::int32_t last_not_after(std::int32_t count, Predicate not_after) {
+  template <int kWords>
+  struct alignas(4 * kWords) Words {
+    std::uint32_t word[kWords];
+  };
+
+  struct Place {
+    const PhaseBlock* block;
+    const ShiftGroup* groups;   // of the block
+    const ShiftRecord* shifts;
+    std::int32_t group, shift;  // of the block; of all shifts
+  };
+
+  struct Extents {
+    std::int32_t pieces, reduced, rows;   // of a whole job; channels that exist
+    bool are_cut;
+  };
+
+  CONVT_HOST_DEVICE static Place place_of(const PackParams& params, const char* tables, std::int32_t step) {
+    const auto* const blocks = reinterpret_cast<const PhaseBlock*>(tables);
+    Place place;
+    place.block = blocks + last_not_after(params.phase_blocks, step, blocks);
+    step -= place.block->first_step;
+    place.groups = reinterpret_cast<const ShiftGroup*>(tables + params.table.groups) + place.block->first_group;
+    place.group = last_not_after(place.block->groups, step, place.groups);
+    place.shifts = reinterpret_cast<const ShiftRecord*>(tables + params.table.shifts);
+    place.shift = place.groups[place.group].first_shift + step - place.groups[place.group].first_step;
+    return place;
+  }
+
+  CONVT_HOST_DEVICE static PackStep step_of(const PackParams& params, const Place& place) {
+    const ShiftGroup& group = place.groups[place.group];
+    const std::int32_t own = place.shift - group.first_shift;
+    PackStep step;
+    step.slab = (place.block->first_step + group.first_step) * params.chunks + own;
+    step.per_chunk = group.shifts;
+    // What comes next: another shift, the first again in the next chunk, or the next group's first.
+    std::int32_t next = place.shift + 1, last = next;
+    if (own + 1 == group.shifts) {
+      next = last = group.first_shift;
+      if (place.group + 1 < place.block->groups) last = place.groups[place.group + 1].first_shift;
+    }
+    step.next = {place.shifts[next].pixel_offset, place.shifts[next].row_mask};
+    step.last = {place.shifts[last].pixel_offset, place.shifts[last].row_mask};
+    return step;
+  }
+
+  // Bytes from the source's first tap to that of a phase at a shift; -1: there is none.
+  CONVT_HOST_DEVICE static std::int64_t tap_of(const PackParams& params, std::int32_t phase, const ShiftRecord& shift) {
+    std::int64_t offset = 0;
+    phase += shift.phase;   // one of the two is 0: phases are the output's, or the input's
+#pragma unroll 1
+    for (int axis = kAxes - 1; axis >= 0; --axis) {
+      const PackAxis& along = params.axes[axis];
+      const std::int32_t outer = along.by_stride.quotient(phase);
+      const std::int64_t reach =
+          along.reach * shift.shift[axis] + along.by_stride.remainder(phase, outer) + along.begin;
+      const std::int64_t tap = along.dilation == 1 ? reach : reach / along.dilation;
+      if (reach < 0 || tap * along.dilation != reach || tap >= along.filter) return -1;
+      offset += tap * along.pitch;
+      phase = outer;
+    }
+    return offset;
+  }
+
+  // A unit of the slab that a job has of a step.
+  CONVT_HOST_DEVICE static Vector16* slab_of(const PackParams& params, const Job& at, const PackStep& step,
+                                             std::int32_t unit) {
+    const std::int32_t slab = step.slab + at.chunk * step.per_chunk;
+    return at.packed + std::int64_t(slab) * params.slab_vectors + unit;
+  }
+
+  template <class Piece>
+  CONVT_HOST_DEVICE static void copy(const PackParams& params, const Extents& extents, const char* filter, int thread,
+                                     char* shared) {
+    constexpr int kBatch = 4;   // loads on their way
+#pragma unroll 1
+    for (std::int32_t first = thread; first < extents.pieces; first += kBatch * kThreads) {
+      Piece held[kBatch];
+      std::int32_t to[kBatch];
+#pragma unroll
+      for (int at = 0; at < kBatch; ++at) {
+        std::int32_t rest = first + at * kThreads;
+        const char* from = filter;
+        bool there = rest < extents.pieces;
+        to[at] = 0;
+#pragma unroll
+        for (int which = 0; which < 2 + kAxes; ++which) {
+          if (which == params.staged_levels) break;
+          const PackLevel& level = params.levels[which];
+          const std::int32_t outer = which + 1 < params.staged_levels ? level.by_extent.quotient(rest) : 0;
+          const std::int32_t own = level.by_extent.remainder(rest, outer);
+          if (extents.are_cut && level.cut != PackLevel::whole) {
+            const std::int32_t channels = level.cut == PackLevel::reduced ? extents.reduced : extents.rows;
+            there = there && own * level.elements < channels * level.inner;
+          }
+          from += std::int64_t(own) * level.stride;
+          to[at] += own * level.pitch;
+          rest = outer;
+        }
+        held[at] = {};
+        if (there) held[at] = *reinterpret_cast<const Piece*>(from);
+      }
+#pragma unroll
+      for (int at = 0; at < kBatch; ++at) {
+        if (first + at * kThreads < extents.pieces) store(held[at], shared + to[at]);
+      }
+    }
+  }
+
+  CONVT_HOST_DEVICE static void store(std::uint16_t piece, char* to) { *reinterpret_cast<std::uint16_t*>(to) = piece; }
+  // Word by word: a padded pitch is no multiple of more.
+  template <int kWords>
+  CONVT_HOST_DEVICE static void store(const Words<kWords>& piece, char* to) {
+#pragma unroll
+    for (int at = 0; at < kWords; ++at) reinterpret_cast<std::uint32_t*>(to)[at] = piece.word[at];
+  }
+
+  // Where units are made of what is staged, which has zeros where channels are missing; and where of the filter itself.
+  struct Staged {
+    CONVT_HOST_DEVICE static constexpr bool has(int, std::int32_t) { return true; }
+  };
+  struct Gathered {
+    CONVT_HOST_DEVICE static constexpr bool has(int element, std::int32_t channels) { return element < channels; }
+  };
+
+  template <class Element, class Source>
+  CONVT_HOST_DEVICE static Vector16 unit_of(const char* from, std::int64_t pitch, std::int32_t channels, Source) {
+    constexpr int kElements = 16 / int(sizeof(Element)), kInWord = 4 / int(sizeof(Element));
+    Vector16 made{};
+#pragma unroll
+    for (int element = 0; element < kElements; ++element) {
+      std::uint32_t bits = 0;
+      if (Source::has(element, channels)) bits = *reinterpret_cast<const Element*>(from + element * pitch);
+      made.word[element / kInWord] |= bits << (element % kInWord * 16);
+    }
+    return made;
+  }
+
+  template <class Source>
+  CONVT_HOST_DEVICE static void write_units(const PackParams& params, const Share& share, const Job& at,
+                                            const char* base, Source source, int thread, const char* shared) {
+    const std::uint32_t count = *reinterpret_cast<const std::uint32_t*>(shared + params.shared.rows);
+    const std::int32_t lines = kThreads / count, line = std::uint32_t(thread) / count;   // a thread keeps its row
+    if (line >= lines) return;
+    const PackRow row = reinterpret_cast<const PackRow*>(shared + params.shared.rows + 16)[thread - line * count];
+    const auto* const steps = reinterpret_cast<const PackStep*>(shared + params.shared.steps);
+    const auto* const taps = reinterpret_cast<const std::int64_t*>(shared + params.shared.taps) + row.slot;
+    const std::int32_t own = row.channel - share.first_channel;
+    const bool exists = row.slot < params.slots && at.channel + own < params.out_channels;
+    base += own * params.pitches[1];
+#pragma unroll 1
+    for (std::int32_t unit = line; unit < share.steps << params.job_planes_log2; unit += lines) {
+      const std::int32_t step = unit >> params.job_planes_log2, plane = unit - (step << params.job_planes_log2);
+      const std::int32_t channel = plane * params.vector, channels = params.in_channels - at.first - channel;
+      std::int64_t tap = -1;
+      if (exists && channels > 0) tap = taps[step * params.slots];
+      const char* const from = base + tap + channel * params.pitches[0];
+      Vector16* const to = slab_of(params, at, steps[step], (at.plane + plane) * params.rows + row.row);
+      Vector16 high{};
+      if (params.vector == 4) {
+        Vector16 low{};
+        if (tap >= 0) high = unit_of<std::uint32_t>(from, params.pitches[0], channels, source);
+        round(params.operand, high, low);
+        if (params.operand == Operand::ieee) to[params.planes * params.rows] = low;
+      } else if (tap >= 0) {
+        high = unit_of<std::uint16_t>(from, params.pitches[0], channels, source);
+      }
+      *to = high;
+    }
+  }
+
+  CONVT_HOST_DEVICE static void round(Operand operand, Vector16& high, Vector16& low) {
+#pragma unroll
+    for (int element = 0; element < 4; ++element) {
+      const std::uint32_t bits = high.word[element];
+      if (operand == Operand::tf32) {
+        high.word[element] = round_to_tf32(bits);
+      } else {
+        const Tf32Pair pair = split_to_tf32(bits);
+        high.word[element] = pair.high;
+        low.word[element] = round_to_tf32(pair.low);
+      }
+    }
+  }
+
+  // Index of the last of some tables whose first step is not after `step`.
+  template <class Table>
+  CONVT_HOST_DEVICE static std::int32_t last_not_after(std::int32_t count, std::int32_t step, const Table* tables) {
     std::int32_t low = 0, high = count;
     while (high - low > 1) {
       const std::int32_t middle = (low + high) / 2;
-      (not_after(middle) ? low : high) = middle;
+      (tables[middle].first_step <= step ? low : high) = middle;
     }
     return low;
   }

@@ -14,22 +14,26 @@ namespace {
 constexpr int kSmallTables = 3072;
 constexpr int kLargeTables = 24 << 10;
 
-__device__ void clear_counters(const PackParams& params, std::int64_t thread, std::int64_t threads) {
-  for (std::int64_t counter = thread; counter < params.counters; counter += threads) params.arrived[counter] = 0;
+extern __shared__ __align__(16) char pack_memory[];
+
+__device__ void clear_counters(const PackParams& params) {
+  const std::int32_t threads = gridDim.x * blockDim.x;
+#pragma unroll 1
+  for (std::int32_t counter = blockIdx.x * blockDim.x + threadIdx.x; counter < params.counters; counter += threads) {
+    params.arrived[counter] = 0;
+  }
 }
 
 template <int kBytes>
-__global__ void __launch_bounds__(PackFilter::kThreads)
+__global__ void __launch_bounds__(PackFilter::kThreads, PackFilter::kMinBlocks)
     pack_filter(const __grid_constant__ PackParams params, const __grid_constant__ Carried<kBytes> carried) {
-  const std::int64_t thread = std::int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
-  const std::int64_t threads = std::int64_t(gridDim.x) * blockDim.x;
-  for (std::int64_t at = thread * 16; at < params.table.bytes; at += threads * 16) {
+  const std::int32_t threads = gridDim.x * blockDim.x * 16;
+#pragma unroll 1
+  for (std::int32_t at = (blockIdx.x * blockDim.x + threadIdx.x) * 16; at < params.table.bytes; at += threads) {
     *reinterpret_cast<uint4*>(params.tables + at) = *reinterpret_cast<const uint4*>(carried.bytes + at);
   }
-  clear_counters(params, thread, threads);
-  for (std::int64_t unit = thread; unit < params.units; unit += threads) {
-    PackFilter::unit(params, carried.bytes, unit);
-  }
+  clear_counters(params);
+  PackFilter::run(params, carried.bytes, pack_memory);
 }
 
 // For tables that no parameter list holds: first they, piece by piece, then the filter.
@@ -40,12 +44,10 @@ __global__ void __launch_bounds__(PackFilter::kThreads)
   }
 }
 
-__global__ void __launch_bounds__(PackFilter::kThreads)
+__global__ void __launch_bounds__(PackFilter::kThreads, PackFilter::kMinBlocks)
     pack_filter_in_place(const __grid_constant__ PackParams params) {
-  const std::int64_t thread = std::int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
-  const std::int64_t threads = std::int64_t(gridDim.x) * blockDim.x;
-  clear_counters(params, thread, threads);
-  for (std::int64_t unit = thread; unit < params.units; unit += threads) PackFilter::unit(params, params.tables, unit);
+  clear_counters(params);
+  PackFilter::run(params, params.tables, pack_memory);
 }
 
 }  // namespace
@@ -53,7 +55,7 @@ __global__ void __launch_bounds__(PackFilter::kThreads)
 void launch_function(const void* function, std::int64_t grid, int threads, std::int64_t shared, void** arguments,
                      void* stream, const char* what) {
   // A kernel may use more than 48 KB of shared memory, static ones included, only after this, on every device.
-  if (shared > 0) {
+  if (shared > PackFilter::kMostShared) {
     cuda_check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared)), what);
   }
   cuda_check(cudaLaunchKernel(function, dim3(unsigned(grid)), dim3(threads), arguments, shared,
@@ -82,23 +84,21 @@ KernelResources function_resources(const void* function) {
 namespace {
 
 template <int kBytes>
-void pack_carried(const GemmPlan& plan, PackParams& params, std::int64_t grid, void* stream) {
+void pack_carried(const GemmPlan& plan, PackParams& params, void* stream) {
   Carried<kBytes> carried;
   std::memcpy(carried.bytes, plan.tables.data(), plan.tables.size());
   void* arguments[] = {&params, &carried};
-  launch_function(reinterpret_cast<const void*>(&pack_filter<kBytes>), grid, PackFilter::kThreads, 0, arguments, stream,
-                  "launching the filter's packing");
+  launch_function(reinterpret_cast<const void*>(&pack_filter<kBytes>), params.grid(), PackFilter::kThreads,
+                  params.shared.bytes, arguments, stream, "launching the filter's packing");
 }
 
 void launch_pack(const GemmPlan& plan, PackParams params, void* stream) {
-  constexpr std::int64_t most = 132 * 16;
-  const std::int64_t grid = std::clamp<std::int64_t>(ceil_div(params.units, PackFilter::kThreads), 1, most);
-  if (plan.tables.size() <= kSmallTables) return pack_carried<kSmallTables>(plan, params, grid, stream);
-  if (plan.tables.size() <= kLargeTables) return pack_carried<kLargeTables>(plan, params, grid, stream);
+  if (plan.tables.size() <= kSmallTables) return pack_carried<kSmallTables>(plan, params, stream);
+  if (plan.tables.size() <= kLargeTables) return pack_carried<kLargeTables>(plan, params, stream);
   launch_tables(plan.tables, params.tables, stream);
   void* arguments[] = {&params};
-  launch_function(reinterpret_cast<const void*>(&pack_filter_in_place), grid, PackFilter::kThreads, 0, arguments,
-                  stream, "launching the filter's packing");
+  launch_function(reinterpret_cast<const void*>(&pack_filter_in_place), params.grid(), PackFilter::kThreads,
+                  params.shared.bytes, arguments, stream, "launching the filter's packing");
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 #include <optional>
 
 #include "launch/gemm_cost.hpp"
+#include "launch/pack_plan.hpp"
 
 namespace convt {
 
@@ -99,7 +100,6 @@ std::variant<GemmPlan, std::string> build(const GemmWork& work, const Candidate&
                                           const std::vector<BlockShifts>& blocks, const Request& request) {
   const GemmShape& shape = work.shape;
   const Problem& problem = shape.problem;
-  const Strides& filter = request.filter;
   GemmPlan plan;
   plan.op = shape.op;
   plan.config = work.config;
@@ -202,34 +202,12 @@ std::variant<GemmPlan, std::string> build(const GemmWork& work, const Candidate&
     plan.grid = std::min(tiles, std::int64_t(work.device.multiprocessors) * work.blocks);
   }
 
-  PackParams& pack = plan.pack;
-  std::copy(filter.begin(), filter.end(), pack.strides);
-  // Rows are output channels of the problem, or its input channels; conv groups lie along the latter.
-  pack.group_stride = problem.group_in_channels() * filter[0];
-  if (shape.op == Operator::grad_input) std::swap(pack.strides[0], pack.strides[1]);
-  pack.shift_sign = shape.op == Operator::grad_input ? -1 : 1;
+  const std::int64_t counters = params.splits > 1 ? tiles : 0;
+  plan.pack = plan_packing(shape, plan, request.filter, counters, work.device);
   const std::int64_t slabs = std::int64_t(params.conv_groups) * params.channel_blocks * params.steps * params.chunks;
-  pack.units = slabs * (work.config.planes * work.config.rows + 1);
-  for (int axis = 0; axis < kAxes; ++axis) {
-    pack.axes[axis] = problem.axes[axis];
-    pack.origin[axis] = origin_offset(problem.axes[axis], choice.origin[axis]);
-  }
-  pack.table = params.table;
-  pack.counters = params.splits > 1 ? std::int32_t(tiles) : 0;
-  pack.in_channels = params.in_channels;
-  pack.out_channels = params.out_channels;
-  pack.block_channels = params.block_channels;
-  pack.channel_blocks = params.channel_blocks;
-  pack.phase_blocks = params.phase_blocks;
-  pack.chunks = params.chunks;
-  pack.steps = params.steps;
-  pack.rows = work.config.rows;
-  pack.planes = work.config.planes;
-  pack.operand = work.operand;
-
   plan.filter_offset = std::int64_t(plan.tables.size());
   plan.arrived_offset = round_up(plan.filter_offset + slabs * work.config.slab_bytes(work.operand), 256);
-  plan.partial_offset = round_up(plan.arrived_offset + 4 * std::int64_t(pack.counters), 256);
+  plan.partial_offset = round_up(plan.arrived_offset + 4 * counters, 256);
   const std::int64_t partial =
       params.splits > 1 ? plan.grid * work.config.rows * work.config.pixels * std::int64_t(sizeof(float)) : 0;
   plan.workspace_bytes = plan.partial_offset + partial;
@@ -313,6 +291,7 @@ GemmLaunch bind(const GemmPlan& plan, const Pointers& pointers) {
   GemmLaunch launch{plan.params, plan.pack};
   char* workspace = static_cast<char*>(pointers.workspace);
   launch.pack.filter = pointers.filter;
+  align_packing(launch.pack);
   launch.pack.tables = workspace;
   launch.pack.packed = workspace + plan.filter_offset;
   const bool forward = plan.op == Operator::forward;

@@ -1,4 +1,5 @@
 #include "simulator/simulator.hpp"
+#include "simulator/run_pack.hpp"
 #include "simulator/warpgroup_block.hpp"
 
 #include <algorithm>
@@ -59,11 +60,7 @@ Run run_of(const TileConfig& config, Operand operand) {
 
 Counters simulate(const GemmPlan& plan, const Pointers& pointers, const Schedule& schedule) {
   const GemmLaunch launch = bind(plan, pointers);
-  std::memcpy(launch.pack.tables, plan.tables.data(), plan.tables.size());
-  for (std::int64_t unit = 0; unit < launch.pack.units; ++unit) {
-    PackFilter::unit(launch.pack, plan.tables.data(), unit);
-  }
-  for (std::int32_t counter = 0; counter < launch.pack.counters; ++counter) launch.pack.arrived[counter] = 0;
+  run_pack(plan, launch.pack, schedule.order == 1);
   Counters counters;
   for (const Run run : {
 #define CONVT_CONFIG(...) run_of<TileConfig{__VA_ARGS__}>(plan.config, plan.operand),

@@ -162,6 +162,7 @@ def simulate(
     skipped_barrier: int = -1,
     epilogue: Sequence[tuple[str, float, float, tuple[int, str, Sequence[int]] | None]] | None = None,
 ) -> dict[str, Any]: ...
+def simulate_packing(plan: CudaPlan, weight: int, workspace: int, backwards: bool = False) -> dict[str, Any]: ...
 def run_direct(
     family: str,
     input: Tensor,
