@@ -87,6 +87,7 @@ class WarpgroupExecutor {
       asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
       sm90::fence_stores();
     }
+    sm90::await_launch_before();
     __syncthreads();
   }
 
@@ -117,6 +118,7 @@ class WarpgroupExecutor {
   // Every thread of the warpgroup, or one of every warp.
   __device__ __forceinline__ void arrive_all(std::int32_t barrier) { sm90::arrive(warp_.address(barrier)); }
   __device__ __forceinline__ void arrive_warps(std::int32_t barrier) {
+    __syncwarp();   // what the other lanes have read, they have
     if (threadIdx.x % 32 == 0) sm90::arrive(warp_.address(barrier));
   }
   // Copies whole vectors of 16 bytes, for the whole warp; the barrier's round is complete when they are there.

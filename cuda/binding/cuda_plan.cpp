@@ -4,6 +4,8 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <string_view>
+
 #include "binding/bindings.hpp"
 #include "binding/cuda_explain.hpp"
 #include "binding/epilogue.hpp"
@@ -49,6 +51,11 @@ DeviceTraits traits_of(const std::optional<nb::dict>& device) {
     const auto [major, minor] = nb::cast<std::pair<int, int>>((*device)["capability"]);
     traits.capability = 10 * major + minor;
   }
+#ifdef CONVT_CUDA_ARCHITECTURES
+  // Hopper runs what was compiled for older GPUs, unless the build has its own code.
+  constexpr std::string_view built = CONVT_CUDA_ARCHITECTURES;
+  if (traits.capability == 90 && built.find("90a") == built.npos) traits.capability = 89;
+#endif
   read("multiprocessors", traits.multiprocessors);
   read("shared_per_block", traits.shared_per_block);
   read("shared_per_multiprocessor", traits.shared_per_multiprocessor);

@@ -16,6 +16,13 @@ constexpr int kLargeTables = 24 << 10;
 
 extern __shared__ __align__(16) char pack_memory[];
 
+// The GEMM behind this launch may take its place on the multiprocessors; it waits there for what is packed.
+__device__ void let_next_in() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+
 __device__ void clear_counters(const PackParams& params) {
   const std::int32_t threads = gridDim.x * blockDim.x;
 #pragma unroll 1
@@ -27,6 +34,7 @@ __device__ void clear_counters(const PackParams& params) {
 template <int kBytes>
 __global__ void __launch_bounds__(PackFilter::kThreads, PackFilter::kMinBlocks)
     pack_filter(const __grid_constant__ PackParams params, const __grid_constant__ Carried<kBytes> carried) {
+  let_next_in();
   const std::int32_t threads = gridDim.x * blockDim.x * 16;
 #pragma unroll 1
   for (std::int32_t at = (blockIdx.x * blockDim.x + threadIdx.x) * 16; at < params.table.bytes; at += threads) {
@@ -46,6 +54,7 @@ __global__ void __launch_bounds__(PackFilter::kThreads)
 
 __global__ void __launch_bounds__(PackFilter::kThreads, PackFilter::kMinBlocks)
     pack_filter_in_place(const __grid_constant__ PackParams params) {
+  let_next_in();
   clear_counters(params);
   PackFilter::run(params, params.tables, pack_memory);
 }
@@ -53,14 +62,22 @@ __global__ void __launch_bounds__(PackFilter::kThreads, PackFilter::kMinBlocks)
 }  // namespace
 
 void launch_function(const void* function, std::int64_t grid, int threads, std::int64_t shared, void** arguments,
-                     void* stream, const char* what) {
+                     void* stream, const char* what, Start start) {
   // A kernel may use more than 48 KB of shared memory, static ones included, only after this, on every device.
   if (shared > PackFilter::kMostShared) {
     cuda_check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared)), what);
   }
-  cuda_check(cudaLaunchKernel(function, dim3(unsigned(grid)), dim3(threads), arguments, shared,
-                              static_cast<cudaStream_t>(stream)),
-             what);
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t launch{};
+  launch.gridDim = dim3(unsigned(grid));
+  launch.blockDim = dim3(threads);
+  launch.dynamicSmemBytes = shared;
+  launch.stream = static_cast<cudaStream_t>(stream);
+  launch.attrs = &attribute;
+  launch.numAttrs = start == Start::early ? 1 : 0;
+  cuda_check(cudaLaunchKernelExC(&launch, function, arguments), what);
 }
 
 void launch_tables(const std::vector<char>& tables, char* target, void* stream) {
@@ -83,13 +100,21 @@ KernelResources function_resources(const void* function) {
 
 namespace {
 
+// Shared memory is divided as the GEMM divides it: the multiprocessors need not be emptied between the two.
+void launch_packing(const void* function, const PackParams& params, void** arguments, void* stream) {
+  constexpr const char* what = "launching the filter's packing";
+  cuda_check(
+      cudaFuncSetAttribute(function, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared),
+      what);
+  launch_function(function, params.grid(), PackFilter::kThreads, params.shared.bytes, arguments, stream, what);
+}
+
 template <int kBytes>
 void pack_carried(const GemmPlan& plan, PackParams& params, void* stream) {
   Carried<kBytes> carried;
   std::memcpy(carried.bytes, plan.tables.data(), plan.tables.size());
   void* arguments[] = {&params, &carried};
-  launch_function(reinterpret_cast<const void*>(&pack_filter<kBytes>), params.grid(), PackFilter::kThreads,
-                  params.shared.bytes, arguments, stream, "launching the filter's packing");
+  launch_packing(reinterpret_cast<const void*>(&pack_filter<kBytes>), params, arguments, stream);
 }
 
 void launch_pack(const GemmPlan& plan, PackParams params, void* stream) {
@@ -97,8 +122,7 @@ void launch_pack(const GemmPlan& plan, PackParams params, void* stream) {
   if (plan.tables.size() <= kLargeTables) return pack_carried<kLargeTables>(plan, params, stream);
   launch_tables(plan.tables, params.tables, stream);
   void* arguments[] = {&params};
-  launch_function(reinterpret_cast<const void*>(&pack_filter_in_place), params.grid(), PackFilter::kThreads,
-                  params.shared.bytes, arguments, stream, "launching the filter's packing");
+  launch_packing(reinterpret_cast<const void*>(&pack_filter_in_place), params, arguments, stream);
 }
 
 }  // namespace
@@ -117,7 +141,7 @@ void launch_gemm(const GemmPlan& plan, const Pointers& pointers) {
   const void* function = find_gemm_kernel(plan.config, plan.operand).function;
   void* arguments[] = {&call.gemm};
   launch_function(function, plan.grid, plan.config.block_threads(), call.gemm.shared.bytes, arguments, pointers.stream,
-                  "launching the implicit GEMM");
+                  "launching the implicit GEMM", plan.start);
 }
 
 KernelResources gemm_resources(const GemmPlan& plan) {
