@@ -109,6 +109,9 @@ class DeviceWarp {
                    : "memory");
     } else if constexpr (std::is_same_v<T, float>) {   // taken for words, sums would be moved about between products
       asm volatile("st.shared.f32 [%0], %1;" ::"r"(shared_ + offset), "f"(value) : "memory");
+    } else if constexpr (sizeof(T) == 2) {
+      asm volatile("st.shared.b16 [%0], %1;" ::"r"(shared_ + offset), "h"(__builtin_bit_cast(std::uint16_t, value))
+                   : "memory");
     } else {
       static_assert(sizeof(T) == 4);
       asm volatile("st.shared.b32 [%0], %1;" ::"r"(shared_ + offset), "r"(__builtin_bit_cast(std::uint32_t, value))

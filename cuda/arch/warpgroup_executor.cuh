@@ -45,6 +45,10 @@ class GroupWarp : public DeviceWarp {
     sm90::multiply<kOperand, kFirst>(sums, sm90::operand_at(address(a) / 16, a_pitch / 16),
                                      sm90::operand_at(address(b) / 16, b_pitch / 16));
   }
+  __device__ __forceinline__ void store_transposed(const Word& row, std::int32_t offset, const Word (&from)[4]) {
+    sm90::store_transposed(address(std::int32_t(row.value[0]) + offset), from[0].value[0], from[1].value[0],
+                           from[2].value[0], from[3].value[0]);
+  }
   __device__ __forceinline__ void publish() { sm90::fence_stores(); }
 };
 

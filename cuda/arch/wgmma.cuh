@@ -45,6 +45,14 @@ __device__ __forceinline__ void multiply(Lanes<float, 1> (&sums)[kTiles][4], std
 #undef CONVT_SUM
 }
 
+// Four matrices of 8 by 8 elements of 16 bits, each transposed: rows of memory hold columns of what the threads have.
+__device__ __forceinline__ void store_transposed(std::uint32_t shared, std::uint32_t a, std::uint32_t b,
+                                                 std::uint32_t c, std::uint32_t d) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(shared), "r"(a), "r"(b),
+               "r"(c), "r"(d)
+               : "memory");
+}
+
 // Barriers in shared memory, by address.
 __device__ __forceinline__ void init_barrier(std::uint32_t barrier, std::uint32_t arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");

@@ -46,6 +46,7 @@ nb::dict explain_family(const GemmPlan& plan) {
   told["operand"] = name_of(plan.operand);
   told["phase_blocks"] = params.phase_blocks;
   told["channel_blocks"] = params.channel_blocks;
+  told["way_out"] = name_of(params.way_out);
   told["chunks"] = params.chunks;
   told["shifts"] = params.steps;
   told["split"] = params.splits;

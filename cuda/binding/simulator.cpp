@@ -110,14 +110,14 @@ void bind_simulator(nb::module_& module) {
         told["shared_bytes"] = pack.shared.bytes;
         told["jobs"] = pack.jobs;
         told["grid"] = pack.grid();
+        told["order"] = nb::make_tuple(pack.order.phases, pack.order.units);
         told["blocks"] = step_order(*gemm);
         return told;
       },
       "plan"_a, "weight"_a, "workspace"_a, "backwards"_a = false,
-      "Packs the filter of a forward or grad_input into a workspace, at the byte `offset`. `blocks` has the order of "
-      "what "
-      "was packed: of every phase block its slots' phases, and its shift groups' steps as (shift, phase of the input, "
-      "pixel offset, row mask).");
+      "Packs the filter of a forward or grad_input into a workspace, at the byte `offset`. `order` and `blocks` say in "
+      "what order: W phases and units of 16 rows; of every phase block its slots' phases, and its shift groups' steps "
+      "as (shift, phase of the input, pixel offset, row mask).");
 }
 
 }  // namespace convt::binding

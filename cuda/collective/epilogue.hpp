@@ -108,7 +108,7 @@ struct Epilogue {
         for (int j = 0; j < Products::kPixelTiles; ++j) {
           const float left = state.sum[i / 2][j][i % 2 * 2][lane] + bias;
           const float right = state.sum[i / 2][j][i % 2 * 2 + 1][lane] + bias;
-          if (params.direct == 2 && there[j] > 1) {
+          if (params.way_out == WayOut::pairs && there[j] > 1) {
             warp.store_global_pair(row + offset[j], pack_pair<kOperand>(left, right));
           } else {
             if (there[j] > 0) store_element(warp, row + offset[j], left);

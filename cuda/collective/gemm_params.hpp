@@ -111,6 +111,40 @@ struct SharedLayout {
   std::int32_t bytes;
 };
 
+// The order of a block's rows. A unit is a channel of an outer phase, with its W phases. Sixteen rows have so many units, one W phase
+// of all of them after the other, and rows left over; in the natural order every phase is a unit of its own.
+struct RowOrder {
+  std::int32_t phases = 1;         // W phases of a unit
+  std::int32_t units = kMmaRows;   // of 16 rows
+  FastDivisor by_units{kMmaRows}, by_phases{1}, by_channels{1};   // block_channels
+
+  static constexpr std::int32_t kNone = 0x7fffffff;
+  struct Place {
+    std::int32_t slot, channel;    // kNone: a row left over; channel of the row block
+  };
+  CONVT_HOST_DEVICE Place at(std::int32_t row) const {
+    const std::int32_t within = row % kMmaRows, phase = by_units.quotient(within);
+    if (phase >= phases) return {kNone, 0};
+    const std::int32_t unit = row / kMmaRows * units + by_units.remainder(within, phase);
+    const std::int32_t outer = by_channels.quotient(unit);
+    return {outer * phases + phase, by_channels.remainder(unit, outer)};
+  }
+};
+
+// How sums leave.
+enum class WayOut : std::int32_t {
+  staged,    // through the pipeline's memory, for all warps to gather pieces of rows or pixels
+  singles,   // from those who keep them, one by one: no phases
+  pairs,     // the same, neighbours together
+  pixels,    // of warpgroups: every warp turns its own so that channels of a pixel leave together
+  rows,      // of warpgroups: every warp turns its own so that W phases of a row leave together
+};
+
+constexpr const char* name_of(WayOut way) {
+  constexpr const char* names[] = {"staged", "singles", "pairs", "pixels", "rows"};
+  return names[int(way)];
+}
+
 // Two neighbouring positions of a tile, for those who store their sums themselves.
 struct ExitPair {
   std::int32_t offset;    // bytes from the output of the tile's first position
@@ -148,7 +182,12 @@ struct GemmParams {
   std::int32_t input_vectors;  // 1: channels are contiguous, aligned and whole: 16-byte loads
   std::int32_t output_channels_inner;  // 1: the epilogue stores along channels, 0: along W
   std::int32_t output_vectors;  // 1: 16-byte stores along channels are aligned
-  std::int32_t direct;  // elements that the accumulators' owners store at once: 0 goes through shared memory
+  WayOut way_out;
+  RowOrder order;
+  std::int32_t
+      store_bytes;  // widest store that every pixel is aligned for, or every row, wherever it begins: `pixels` and `rows`
+  std::int32_t unit_pitch;  // bytes between units in a slice: `rows`
+  std::int32_t across_log2;  // lanes along the pieces of a unit
   EpilogueProgram<float> program;
 };
 

@@ -1,15 +1,16 @@
 #pragma once
 
-#include "collective/epilogue.hpp"
+#include "collective/exit_table.hpp"
 
 namespace convt {
 
 // Sums of warpgroups to an output without phases. Every warp turns its own 16 rows in shared memory, a slice of pixels at a time, so
-// that its stores run along rows of the output; nobody else waits. Where pairs of positions go is found once, for all tiles.
+// that its stores run along rows of the output; nobody else waits.
 template <TileConfig kConfig, Operand kOperand>
 struct PairExit {
   using Products = Mma<kConfig, kOperand>;
   using Output = Epilogue<kConfig, kOperand>;
+  using Table = ExitTable<kConfig, kOperand>;
   using Word = Pair<kOperand>;
   static constexpr int kBytes = operand_bytes(kOperand);
   static constexpr int kSlice = 128 / kBytes;          // pixels
@@ -17,38 +18,6 @@ struct PairExit {
   static constexpr int kTogether = 32 / kAcross;       // rows that a warp stores at a time
   static constexpr int kPitch = 128 + kExitPadding * kBytes;   // bytes of a row: lanes meet in no bank
   static_assert(kMmaRows * kPitch <= kExitBytes);
-
-  template <class Warp>
-  CONVT_HOST_DEVICE static void clear(Warp& warp, const GemmParams& params) {
-    warp.lanes([&](int lane) {
-      for (std::int32_t pair = warp.thread(lane); pair < kConfig.pixels / 2; pair += kConfig.threads()) {
-        warp.template store<ExitPair>(exit_of(params, pair), ExitPair{0, 0, 0, 0});
-      }
-    });
-  }
-
-  template <class Warp>
-  CONVT_HOST_DEVICE static void tabulate(Warp& warp, const GemmParams& params) {
-    const TileAxis* const axes = params.axes;
-    const std::int32_t across = (axes[3].tile + 1) / 2, pairs = axes[0].tile * axes[1].tile * axes[2].tile * across;
-    warp.lanes([&](int lane) {
-      for (std::int32_t index = warp.thread(lane); index < pairs; index += kConfig.threads()) {
-        std::int32_t digit[kTileAxes], rest = index / across, position = 0, offset = 0;
-        digit[3] = index % across * 2;
-        for (int axis = 2; axis >= 0; --axis) {
-          digit[axis] = rest % axes[axis].tile;
-          rest /= axes[axis].tile;
-        }
-        for (int axis = 0; axis < kTileAxes; ++axis) {
-          position += axes[axis].position(digit[axis]);
-          offset += digit[axis] * std::int32_t(params.output_strides[axis == 0 ? 0 : 1 + axis]);
-        }
-        const std::int32_t left = axes[3].tile - digit[3];
-        const ExitPair exit{offset * kBytes, digit[2] << 16 | digit[3], digit[0] << 16 | digit[1], left < 2 ? left : 2};
-        warp.template store<ExitPair>(exit_of(params, position / 2), exit);
-      }
-    });
-  }
 
   template <class Warp, int kLanes>
   CONVT_HOST_DEVICE static void write(Warp& warp, const typename Products::template State<kLanes>& state,
@@ -68,7 +37,7 @@ struct PairExit {
     }
     char* const base = static_cast<char*>(params.output) + origin * kBytes;
     const std::int64_t channel_bytes = params.output_strides[1] * kBytes;
-    const bool pairs = params.direct == 2;
+    const bool pairs = params.way_out == WayOut::pairs;
     const std::int32_t own = params.shared.slices + warp.index() * kExitBytes;
 
     Lanes<float, kLanes> bias[2];
@@ -100,7 +69,7 @@ struct PairExit {
       warp.sync();
       warp.lanes([&](int lane) {
         const std::int32_t pair = first_pair + slice * kAcross + lane % kAcross;
-        const ExitPair exit = warp.template load<ExitPair>(exit_of(params, pair));
+        const ExitPair exit = warp.template load<ExitPair>(Table::at(params, pair));
         std::int32_t count = exit.count;
         if (!whole) {
           const std::int32_t along = tile.count[3] - (exit.hw & 0xffff);
@@ -129,9 +98,6 @@ struct PairExit {
   }
 
  private:
-  CONVT_HOST_DEVICE static std::int32_t exit_of(const GemmParams& params, std::int32_t pair) {
-    return params.shared.exits + pair * std::int32_t(sizeof(ExitPair));
-  }
   template <class Warp>
   CONVT_HOST_DEVICE static void store_half(Warp& warp, char* target, Word word) {
     using Half = std::conditional_t<kBytes == 4, std::uint32_t, std::uint16_t>;

@@ -31,7 +31,8 @@ inline constexpr int kGroupRows = 64;     // of a wgmma: virtual channels
 inline constexpr int kGroupPixels = 128;  // columns of a wgmma: a run of neighbouring pixels of a patch
 // Where a warp of a warpgroup turns its sums before it stores them: 16 rows of 128 bytes and these words.
 inline constexpr int kExitPadding = 8;
-inline constexpr int kExitBytes = kMmaRows * (128 + 4 * kExitPadding);
+inline constexpr int kExitBytesOfRow = 128;
+inline constexpr int kExitBytes = kMmaRows * (kExitBytesOfRow + 4 * kExitPadding);
 
 // What multiplies: warps by mma.sync, each its part of the tile; or, on Hopper, warpgroups by wgmma, with as many that load.
 enum class Engine : int { warps, warpgroups };

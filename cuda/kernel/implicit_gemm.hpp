@@ -193,7 +193,7 @@ struct ImplicitGemm {
     // Found anew: kept, tile and phases would take the registers of the main loop.
     const Tile leaving = tile_of(params, block.index());
     if (params.splits > 1 && !Splits::join(block, states, params, leaving, kSplitBarrier)) return;
-    if (params.direct) {
+    if (params.way_out != WayOut::staged) {
       block.each_warp(states, [=, &params](Warp& warp, WarpState& state) {
         Output::write_direct(warp, state.products, params, leaving);
       });

@@ -72,14 +72,14 @@ struct PackParams {
   std::int32_t job_planes_log2, piece_channels, range_steps;
   std::int32_t pieces, ranges, jobs;
   std::int32_t blocks;            // thread blocks of every piece and range
-  FastDivisor by_block_channels, by_slots, by_shares, by_pieces, by_job_planes, by_chunks, by_channel_blocks;
+  RowOrder order;
+  FastDivisor by_slots, by_shares, by_pieces, by_job_planes, by_chunks, by_channel_blocks;
   Operand operand;
 
   std::int64_t grid() const { return std::int64_t(blocks) * pieces * ranges; }
-  // The order of rows.
   CONVT_HOST_DEVICE PackRow at_row(std::int32_t row) const {
-    const std::int32_t slot = by_block_channels.quotient(row);
-    return {row, slot, by_block_channels.remainder(row, slot)};
+    const RowOrder::Place place = order.at(row);
+    return {row, place.slot, place.channel};
   }
 };
 

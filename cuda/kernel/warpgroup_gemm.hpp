@@ -3,6 +3,8 @@
 #include "collective/filter_loader.hpp"
 #include "collective/pair_exit.hpp"
 #include "collective/patch_loader.hpp"
+#include "collective/pixel_exit.hpp"
+#include "collective/row_exit.hpp"
 
 namespace convt {
 
@@ -16,7 +18,7 @@ struct WarpgroupGemm {
   using Patch = PatchLoader<kConfig, kOperand>;
   using Sums = Mma<kConfig, kOperand>;
   using Output = Epilogue<kConfig, kOperand>;
-  using Exit = PairExit<kConfig, kOperand>;
+  using Exits = ExitTable<kConfig, kOperand>;
   static constexpr TileConfig config = kConfig;
   static constexpr Operand operand = kOperand;
   static constexpr int kStages = kConfig.filter_stages;
@@ -161,7 +163,7 @@ struct WarpgroupGemm {
   // Sums that leave through shared memory take the place of patches and filter.
   template <class Executor>
   CONVT_HOST_DEVICE static void await_leaving(Executor& group, const GemmParams& params, Ring<1>& left) {
-    if (params.direct) return;
+    if (params.way_out != WayOut::staged) return;
     group.wait(barrier(params, kLeft, 0), left.parity);
     left.next();
   }
@@ -170,11 +172,11 @@ struct WarpgroupGemm {
   CONVT_HOST_DEVICE static void consume(Executor& group, const GemmParams& params) {
     using Warp = typename Executor::Warp;
     using State = typename Sums::template State<Executor::kLanes>;
-    if (params.direct) {
+    if (params.way_out != WayOut::staged) {
       typename Executor::template PerWarp<State> none;
-      group.each_warp(none, [&params](Warp& warp, State&) { Exit::clear(warp, params); });
+      group.each_warp(none, [&params](Warp& warp, State&) { Exits::clear(warp, params); });
       group.sync_consumers(kTableBarrier);
-      group.each_warp(none, [&params](Warp& warp, State&) { Exit::tabulate(warp, params); });
+      group.each_warp(none, [&params](Warp& warp, State&) { Exits::tabulate(warp, params); });
       group.sync_consumers(kTableBarrier);
     }
     Ring<kStages> use;
@@ -185,12 +187,20 @@ struct WarpgroupGemm {
       group.each_warp(states, [](Warp& warp, State& state) { Sums::clear(warp, state); });
       multiply(group, states, params, index, use, from);
       const Tile tile = tile_of(params, index);
-      if (params.direct) {
-        group.each_warp(states, [=, &params](Warp& warp, State& state) { Exit::write(warp, state, params, tile); });
+      const PhaseBlock phases = group.template load<PhaseBlock>(params.tables + tile.phase_block * sizeof(PhaseBlock));
+      if (params.way_out != WayOut::staged) {
+        group.each_warp(states, [=, &params](Warp& warp, State& state) {
+          if (params.way_out == WayOut::pixels) {
+            PixelExit<kConfig, kOperand>::write(warp, state, params, tile, phases);
+          } else if (params.way_out == WayOut::rows) {
+            RowExit<kConfig, kOperand>::write(warp, state, params, tile, phases);
+          } else {
+            PairExit<kConfig, kOperand>::write(warp, state, params, tile);
+          }
+        });
         group.finish();
         continue;
       }
-      const PhaseBlock phases = group.template load<PhaseBlock>(params.tables + tile.phase_block * sizeof(PhaseBlock));
       group.sync_consumers(kStagingBarrier);   // the staging takes the pipeline's place
       group.each_warp(states,
                       [=, &params](Warp& warp, State& state) { Output::stage(warp, state, params, tile, phases); });

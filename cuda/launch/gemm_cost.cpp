@@ -100,21 +100,51 @@ double least_pixels(const BlockShifts& block, const TileBox& box) {
 
 }  // namespace
 
-int direct_elements(const GemmShape& shape, const TileBox& box) {
-  std::int64_t reach = 0;
-  bool even = true;
+namespace {
+bool reaches_all_phases(const GemmShape& shape) {
+  bool reached = true;
+  for (int axis = 0; axis < kAxes; ++axis) reached = reached && shape.reached_phases(axis) == shape.axes[axis].stride;
+  return reached;
+}
+}  // namespace
+
+bool leaves_by_pixels(const GemmShape& shape, const TileConfig& config) {
+  return config.grouped() && shape.stores_along_channels() && reaches_all_phases(shape);
+}
+
+bool leaves_by_rows(const GemmShape& shape, const TileConfig& config) {
+  const bool phases = shape.axes[0].stride * shape.axes[1].stride * shape.axes[2].stride > 1;
+  return config.grouped() && phases && shape.output[4] == 1 && shape.axes[2].stride <= kMmaRows &&
+         reaches_all_phases(shape);
+}
+
+std::int32_t aligned_bytes(const GemmShape& shape, std::int32_t element_bytes) {
+  const int inner = shape.stores_along_channels() ? 1 : 4;
+  std::int64_t places = 16;
+  for (int axis = 0; axis < int(shape.output.size()); ++axis) {
+    if (axis != inner) places |= shape.output[axis] * element_bytes;
+  }
+  if (inner == 1 && shape.problem.groups > 1) places |= shape.out_channels * element_bytes;
+  return std::int32_t(places & -places);
+}
+
+WayOut way_out(const GemmWork& work, const TileBox& box, std::int32_t block_channels) {
+  const GemmShape& shape = work.shape;
+  std::int64_t reach = (box.tile[0] - 1) * shape.output[0];
+  bool even = true, phases = false;
   for (int axis = 0; axis < kAxes; ++axis) {
     const GemmShape::Along& along = shape.axes[axis];
-    if (along.stride != 1) return 0;
-    reach += (box.tile[1 + axis] - 1) * shape.output[2 + axis];
+    phases = phases || along.stride != 1;
+    reach += box.tile[1 + axis] * along.stride * shape.output[2 + axis];
     even = even && (axis == kAxes - 1 || shape.output[2 + axis] % 2 == 0 || along.output == 1);
   }
-  reach += (box.tile[0] - 1) * shape.output[0];
+  if (reach * 4 > std::numeric_limits<std::int32_t>::max()) return WayOut::staged;
+  if (leaves_by_pixels(shape, work.config) && block_channels % operand_vector(work.operand) == 0) return WayOut::pixels;
+  if (leaves_by_rows(shape, work.config)) return WayOut::rows;
   // Every tile begins where a pair may. Rows of packed tiles do as well; elsewhere pairs would straddle rows of odd tiles.
   const bool even_tile = box.tile[3] % 2 == 0, pairs = even_tile || box.tile[3] >= shape.axes[2].output;
-  if (shape.output[4] != 1 || (!even_tile && !box.packed)) return 0;
-  if (reach * 4 > std::numeric_limits<std::int32_t>::max()) return 0;
-  return pairs && even && shape.output[0] % 2 == 0 && shape.output[1] % 2 == 0 ? 2 : 1;
+  if (phases || shape.output[4] != 1 || (!even_tile && !box.packed)) return WayOut::staged;
+  return pairs && even && shape.output[0] % 2 == 0 && shape.output[1] % 2 == 0 ? WayOut::pairs : WayOut::singles;
 }
 
 // docs/kernels.md explains every term. Cycles are a multiprocessor's.
@@ -139,7 +169,7 @@ std::optional<GemmCost> cost_of(const GemmWork& work, std::vector<BlockShifts>& 
   const double filter_loads = config.warp_rows() / kMmaRows * filter_copies(work.operand);
   const double patch_loads = config.warp_pixels() / 16.0;
   const double loads = shape.gathers_along_channels() ? 1 : vector;    // instructions per 16 bytes
-  const bool direct = direct_elements(shape, box) != 0;
+  const WayOut way = way_out(work, box, block_channels);
   for (BlockShifts& block : blocks) {
     const double pixels =
         patches == Patches::least ? least_pixels(block, box) : patch_pixels(work, block, box, conflicts);
@@ -166,8 +196,11 @@ std::optional<GemmCost> cost_of(const GemmWork& work, std::vector<BlockShifts>& 
     const double rows = outputs / (double(box.tile[3]) * block.block.w_count);
     const bool whole = block.block.w_count == shape.axes[2].stride || shape.output[1] == 1;
     const double pieces = outputs * bytes / 16 + rows * (shape.output[1] == 1 ? 0 : 4);
-    const double leaving = direct ? config.warps() * (240.0 + config.warp_rows() * config.warp_pixels() / 16)
-                                  : pieces / 32 * (whole ? 40 : 120) + config.warps() * 400.0;
+    const double sums = config.warp_rows() * config.warp_pixels() / 32.0;
+    const double leaving = way == WayOut::staged   ? pieces / 32 * (whole ? 40 : 120) + config.warps() * 400.0
+                           : way == WayOut::pixels ? config.warps() * (200.0 + sums * (bytes == 2 ? 5 : 9))
+                           : way == WayOut::rows   ? config.warps() * (400.0 + sums * (bytes == 2 ? 20 : 32))
+                                                   : config.warps() * (240.0 + 2 * sums);
     const double own_aside = batches * config.warps() * (60 + (loads > 1 ? 70 : 0)) + leaving + config.warps() * 600.0;
     issue += own * mma_steps * config.warps() * (grouped ? 10 : filter_loads + patch_loads * (ieee ? 9 : 1) + 8) +
              own * chunks * config.warps() * (grouped ? 20 : 45) + own_aside;

@@ -40,8 +40,15 @@ struct GemmWork {
   double chunks() const { return std::ceil(mma_steps() * kMmaPlanes / config.planes); }
 };
 
-// Elements that leave straight from registers: where there are no phases, and pairs of positions do not straddle rows.
-int direct_elements(const GemmShape& shape, const TileBox& box);
+// How the sums of a tile leave. Straight from registers: where there are no phases, and pairs of positions do not straddle rows.
+WayOut way_out(const GemmWork& work, const TileBox& box, std::int32_t block_channels);
+
+// Whether warpgroups may store along channels, what a block of whole vectors of channels needs beside: a tap at every phase.
+bool leaves_by_pixels(const GemmShape& shape, const TileConfig& config);
+// Whether they may store whole rows of W phases: no more than a row tile has rows, and a tap at every phase.
+bool leaves_by_rows(const GemmShape& shape, const TileConfig& config);
+// Bytes of the widest stores, at most 16, for which all rows of the output are aligned, or all pixels, if they begin where the first does.
+std::int32_t aligned_bytes(const GemmShape& shape, std::int32_t element_bytes);
 
 // What a patch is taken for: itself, or the tile without a halo, which is never more and soon told.
 enum class Patches { exact, least };

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <limits>
+#include <numeric>
 #include <optional>
 
 #include "launch/gemm_cost.hpp"
@@ -92,6 +93,24 @@ std::vector<std::int32_t> channel_blocks(std::int64_t channels, std::int32_t row
     }
   }
   return made;
+}
+
+// Warpgroups that store rows keep all W phases of a channel in the same rows of a wgmma.
+RowOrder order_of(const GemmShape& shape, const TileConfig& config) {
+  RowOrder order;
+  if (!leaves_by_rows(shape, config)) return order;
+  order.phases = std::int32_t(shape.axes[2].stride);
+  order.units = kMmaRows / order.phases;
+  order.by_units = FastDivisor(order.units);
+  order.by_phases = FastDivisor(order.phases);
+  return order;
+}
+
+// Positions that rows of a tile may begin at the multiples of: pieces of 16 bytes do so as well.
+std::int32_t even_positions(const GemmShape& shape, const TileConfig& config, std::int32_t element_bytes) {
+  if (!leaves_by_rows(shape, config)) return 2;
+  const std::int64_t elements = aligned_bytes(shape, element_bytes) / element_bytes;
+  return std::int32_t(std::max<std::int64_t>(2, elements / std::gcd(elements, shape.axes[2].stride)));
 }
 
 // The positions that tiles cover: of grad_input, the pixels that it writes.
@@ -184,7 +203,12 @@ std::variant<GemmPlan, std::string> build(const GemmWork& work, const Candidate&
   params.output_vectors =
       channels_inner && whole_vectors(shape.output, shape.out_channels, vector) && params.block_channels % vector == 0;
 
-  params.direct = direct_elements(shape, choice.box);
+  params.way_out = way_out(work, choice.box, choice.block_channels);
+  params.store_bytes = aligned_bytes(shape, operand_bytes(work.operand));
+  params.order = params.way_out == WayOut::rows ? order_of(shape, work.config) : RowOrder{};
+  params.order.by_channels = FastDivisor(params.block_channels);
+  params.across_log2 = params.order.phases == 1 ? 3 : params.order.phases == 2 ? 4 : 5;   // 8 pieces of every phase
+  params.unit_pitch = kExitBytesOfRow * params.order.phases + (params.order.phases > 1 ? 32 : 16);
   const auto* groups = reinterpret_cast<const ShiftGroup*>(plan.tables.data() + params.table.groups);
   for (int block = 0, index = 0; block < params.phase_blocks; ++block) {
     for (int own = reinterpret_cast<const PhaseBlock*>(plan.tables.data())[block].groups; own > 0; --own, ++index) {
@@ -257,21 +281,25 @@ std::variant<GemmPlan, std::string> plan_gemm(const Request& request, const Devi
   for (const Origins& origin : origins_of(shape)) {
     std::int64_t q[kTileAxes] = {shape.problem.batch};
     for (int axis = 0; axis < kAxes; ++axis) q[1 + axis] = grid_of(shape, origin, axis).count;
+    const std::int32_t even = even_positions(shape, config, operand_bytes(operand));
     std::vector<TileBox> candidates;   // of warpgroups they depend on the shifts
     if (!config.grouped()) candidates = boxes(config.pixels, q);
     // Rows of the output leave whole unless their phases alone exceed the tile: cut W phases make scalar stores.
     const std::int64_t wide = shape.reached_phases(2);
-    const std::vector<std::int32_t> channel_counts = channel_blocks(out_channels, config.rows);
+    const RowOrder order = order_of(shape, config);
+    const std::int32_t rows = config.rows / kMmaRows * order.units * order.phases;
+    const std::vector<std::int32_t> channel_counts = channel_blocks(out_channels, rows);
+    const bool by_pixels = leaves_by_pixels(shape, config);
     const bool whole_blocks = shape.stores_along_channels() && out_channels % vector == 0 &&
                               std::any_of(channel_counts.begin(), channel_counts.end(), [&](std::int64_t channels) {
-                                return channels % vector == 0 && channels * wide <= config.rows;
+                                return channels % vector == 0 && channels * wide <= rows;
                               });
     for (std::int32_t channels : channel_counts) {
-      if (channels > 1 && channels * wide > config.rows) continue;
       // Stored along channels, a block that ends within 16 bytes would make scalar stores.
-      if (whole_blocks && channels % vector != 0) continue;
-      std::vector<BlockShifts> blocks = block_shifts(shape, origin, config.rows, channels);
-      if (config.grouped()) candidates = packed_boxes(config.pixels, q, blocks);
+      if ((whole_blocks || by_pixels) && channels % vector != 0) continue;
+      if (channels > (by_pixels ? 8 : 1) && channels * wide > rows) continue;
+      std::vector<BlockShifts> blocks = block_shifts(shape, origin, rows, channels);
+      if (config.grouped()) candidates = packed_boxes(config.pixels, q, blocks, even);
       for (const TileBox& box : candidates) {
         for (std::int32_t splits = 1; splits <= (config.grouped() ? 1 : 64); splits *= 2) {
           if (splits > 1 && !can_split(work, blocks, q, box, channels, splits)) break;
@@ -313,12 +341,21 @@ GemmLaunch bind(const GemmPlan& plan, const Pointers& pointers) {
   if (reinterpret_cast<std::uintptr_t>(launch.gemm.input) % 16 != 0) launch.gemm.input_vectors = 0;
   if (reinterpret_cast<std::uintptr_t>(launch.gemm.output) % 16 != 0) launch.gemm.output_vectors = 0;
   if (reinterpret_cast<std::uintptr_t>(launch.gemm.output) % (2 * operand_bytes(plan.operand)) != 0 &&
-      launch.gemm.direct == 2) {
-    launch.gemm.direct = 1;
+      launch.gemm.way_out == WayOut::pairs) {
+    launch.gemm.way_out = WayOut::singles;
+  }
+  while (reinterpret_cast<std::uintptr_t>(launch.gemm.output) % launch.gemm.store_bytes != 0) {
+    launch.gemm.store_bytes /= 2;
   }
   launch.gemm.program = program_as<float>(pointers.program);
   // Programs map pieces on their way from shared memory to the output.
-  if (launch.gemm.program.count > 0) launch.gemm.direct = 0;
+  if (launch.gemm.program.count > 0) {
+    const FastDivisor by_channels = launch.gemm.order.by_channels;
+    launch.gemm.way_out = WayOut::staged;
+    launch.gemm.order = RowOrder{};
+    launch.gemm.order.by_channels = by_channels;
+    launch.pack.order = launch.gemm.order;
+  }
   return launch;
 }
 

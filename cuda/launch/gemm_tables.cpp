@@ -316,13 +316,13 @@ std::vector<TileBox> run_boxes(std::int32_t pixels, const std::int64_t (&q)[kTil
   // Along W: as the run's pixels are shared by 1, 2, ... rows; then as many rows, slabs and images as fit.
   std::int64_t previous = 0;
   for (std::int64_t rows = 1; rows <= pixels; ++rows) {
-    const std::int64_t pitch = (pixels + box.halo[2]) / rows / (2 * phases) * (2 * phases);
+    const std::int64_t pitch = (pixels + box.halo[2]) / rows / (box.even * phases) * (box.even * phases);
     const std::int64_t most = rows == 1 ? pixels : pitch / phases - box.halo[2];
     if (most < 1) break;
     const std::int64_t w = ceil_div(q[3], ceil_div(q[3], std::min(q[3], most)));
     if (w == previous) continue;
     previous = w;
-    const std::int64_t row = round_up((w + box.halo[2]) * phases, 2);
+    const std::int64_t row = round_up((w + box.halo[2]) * phases, box.even);
     const std::int64_t rows_fit = (pixels - w) / row + 1;
     std::int64_t last_h = 0;
     for (std::int64_t h_most = std::min(q[2], rows_fit); h_most >= 1;
@@ -348,8 +348,9 @@ std::vector<TileBox> run_boxes(std::int32_t pixels, const std::int64_t (&q)[kTil
 }  // namespace
 
 std::vector<TileBox> packed_boxes(std::int32_t pixels, const std::int64_t (&q)[kTileAxes],
-                                  const std::vector<BlockShifts>& blocks) {
+                                  const std::vector<BlockShifts>& blocks, std::int32_t even) {
   TileBox box{{1, 1, 1, 1}, true};
+  box.even = even;
   for (const BlockShifts& block : blocks) {
     for (const PatchSpan& span : block.spans) {
       for (int axis = 0; axis < kAxes; ++axis) {
@@ -391,9 +392,8 @@ PatchShape patch_shape(const TileBox& box, const PatchSpan& span) {
   for (int axis = 0; axis < kAxes; ++axis)
     shape.extent[1 + axis] = box.tile[1 + axis] + (box.packed ? box.halo[axis] : span.high[axis] - span.low[axis]);
   if (box.packed) {
-    // Rows of an even number of pixels: pairs of sums do not straddle them.
     shape.pitch[3] = 1;
-    shape.pitch[2] = shape.extent[3] * box.w_phases + shape.extent[3] * box.w_phases % 2;
+    shape.pitch[2] = std::int32_t(round_up(shape.extent[3] * box.w_phases, box.even));
     shape.pitch[1] = shape.pitch[2] * shape.extent[2];
     shape.pitch[0] = shape.pitch[1] * shape.extent[1];
     shape.pixels = std::int64_t(shape.pitch[0]) * shape.extent[0];

@@ -18,6 +18,7 @@ struct TileBox {
   bool packed = false;
   std::int32_t halo[kAxes] = {};
   std::int32_t w_phases = 1;
+  std::int32_t even = 2;  // rows begin at multiples of so many positions: pairs of sums do not straddle them
   std::int32_t run = 0;  // neighbouring pixels, and how many runs there are along every axis
   std::int32_t runs[kTileAxes] = {1, 1, 1, 1};
   std::int64_t positions() const { return std::int64_t(tile[0]) * tile[1] * tile[2] * tile[3]; }
@@ -59,7 +60,7 @@ PatchShape patch_shape(const TileBox& box, const PatchSpan& span);
 
 // Boxes whose positions, with the halo between them, are at most `pixels` consecutive pixels of their patches.
 std::vector<TileBox> packed_boxes(std::int32_t pixels, const std::int64_t (&q)[kTileAxes],
-                                  const std::vector<BlockShifts>& blocks);
+                                  const std::vector<BlockShifts>& blocks, std::int32_t even);
 
 // Pixels from one of `planes` planes to the next: where channels lie side by side, threads that store vectors of one pixel, or of two
 // neighbours, side by side meet in no bank, if that fits. No planes: as many as the patch has.

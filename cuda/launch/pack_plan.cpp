@@ -131,7 +131,7 @@ PackParams plan_packing(const GemmShape& shape, const GemmPlan& plan, const Stri
   for (std::int32_t block = 0; block < gemm.phase_blocks; ++block) {
     pack.slots = std::max(pack.slots, reinterpret_cast<const PhaseBlock*>(plan.tables.data())[block].slots);
   }
-  pack.by_block_channels = FastDivisor(pack.block_channels);
+  pack.order = gemm.order;
   pack.by_slots = FastDivisor(pack.slots);
   pack.pieces = pack.ranges = 1;
   pack.piece_channels = pack.block_channels;

@@ -55,6 +55,19 @@ class GroupHostWarp : public HostWarp {
       product();
     }
   }
+  // Lane 8 m + i names the row of memory that takes column i of matrix m.
+  void store_transposed(const Word& row, std::int32_t offset, const Word (&from)[4]) {
+    for (int matrix = 0; matrix < 4; ++matrix) {
+      for (int column = 0; column < 8; ++column) {
+        char* const to = memory_->at(std::int32_t(row[matrix * 8 + column]) + offset, 16);
+        for (int at = 0; at < 8; ++at) {
+          const std::uint32_t word = from[matrix][at * 4 + column / 2];
+          const auto half = std::uint16_t(column % 2 ? word >> 16 : word);
+          std::memcpy(to + 2 * at, &half, 2);
+        }
+      }
+    }
+  }
   void publish() {}
 
   // Loaders read the input, and nothing else.

@@ -195,6 +195,7 @@ def _rows(facts: dict[str, Any]) -> dict[str, str | None]:
         "origin": None if facts.get("origin") is None else _words(facts["origin"]),
         "kernel": f"{facts['kernel']} {facts['config']}",
         "tile": None if not facts.get("tile") else _words(facts["tile"]),
+        "way out": facts.get("way_out"),
         "split": None if facts.get("split") is None else _words(facts["split"]),
         "grid": None if facts.get("grid") is None else f"{_words(facts['grid'])} x {facts.get('threads')} threads",
         "shared memory": _bytes(facts.get("shared_bytes")),

@@ -8,7 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from simulated import CONFIGS, GROUPED, OPERANDS, PAIRS, SCHEDULES, Call, operands_of, problem
+from simulated import (
+    CONFIGS,
+    GROUPED,
+    OPERANDS,
+    PAIRS,
+    SCHEDULES,
+    Call,
+    Layouts,
+    operands_of,
+    problem,
+    sliced,
+)
 
 pytestmark = pytest.mark.simulator
 
@@ -114,7 +125,9 @@ def several_tiles(config: str, operand: str, staged: bool, chunks: int = 3, taps
     channels = chunks * planes * OPERANDS[operand].vector
     outputs, stride = (rows // 2, 2) if staged else (rows, 1)
     wanted = problem(1, (channels, outputs), (5 * pixels,), taps, stride)
-    call = Call(config, wanted, operand, device=WHOLE)
+    # Neither rows nor pixels of such an output are contiguous.
+    call = Call(config, wanted, operand, Layouts(output=sliced) if staged else Layouts(), device=WHOLE)
+    assert (call.told["way_out"] == "staged") == staged
     assert math.prod(call.told["tiles"].values()) > 2 * call.told["grid"] and call.told["chunks"] > PATCH_STAGES
     return call
 

@@ -166,7 +166,7 @@ class Case:
                 phase = phase * wanted.stride[axis] + axes[axis][at][1]
             yield tap, shift, phase
 
-    def expected(self, blocks: list) -> np.ndarray:
+    def expected(self, order: tuple[int, int], blocks: list) -> np.ndarray:
         """The same from the definition."""
         wanted, told, vector = self.wanted, self.explained, self.kind.vector
         forward, chunks, rows = self.operator == "forward", told["chunks"], told["tile"]["rows"]
@@ -199,6 +199,8 @@ class Case:
                 before += chunks * len(group)
         units = made[..., :-1, :].view(np.uint32 if filters[0].itemsize == 4 else np.uint16)
         units = units.reshape(*units.shape[:3], self.copies, self.planes, rows, vector)
+        # Sixteen rows have so many units: a channel of an outer phase, with its W phases one after the other.
+        phases, beside = order
         for tap, shift, phase in self.taps():
             block, slot = slots[phase] if forward else (0, 0)
             slab = steps[(block, shift, 0) if forward else (0, tuple(-at for at in shift), phase)]
@@ -207,7 +209,10 @@ class Case:
                     wanted.groups, told["channel_blocks"], channels, chunks, self.planes, vector
                 )
                 # to [conv group][channel block][chunk][plane][row][element]
-                units[:, :, slab, copy, :, slot * channels : (slot + 1) * channels] = values.transpose(0, 1, 3, 4, 2, 5)
+                unit = slot // phases * channels + np.arange(channels)
+                at = unit // beside * 16 + slot % phases * beside + unit % beside
+                for chunk in range(chunks):
+                    units[:, :, slab[chunk], copy][:, :, :, at] = values[:, :, :, chunk].swapaxes(2, 3)
         made[..., :-1, :] = units.reshape(*made.shape[:3], -1, vector).view(np.uint8)
         return made
 
@@ -215,7 +220,7 @@ class Case:
 def check(case: Case) -> Packed:
     """Both orders of the threads write the definition's bits."""
     packed = case.packed()
-    expected = case.expected(packed.told["blocks"])
+    expected = case.expected(packed.told["order"], packed.told["blocks"])
     assert expected[..., :-1, :].any()
     for made in (packed, case.packed(backwards=True)):
         differ = np.flatnonzero(made.bits != expected.reshape(-1))

@@ -288,6 +288,13 @@ def test_warpgroups_multiply_ahead(warpgroup_gemms):
         assert said[first - 1 : first] == [["WARPGROUP.ARRIVE"]] and last - first + 1 == len(products), gemm
 
 
+def test_warpgroups_turn_channels(warpgroup_gemms):
+    """Pairs of the 128 sums of a thread, four at a time; words of float32 leave one by one."""
+    for gemm in warpgroup_gemms:
+        expected = 0 if gemm.operand == "tf32" else 128 // 2 // 4
+        assert gemm.function.opcodes["STSM.16.MT88.4"] == gemm.function.count("STSM") == expected, gemm
+
+
 def test_warpgroups_share_out_registers(warpgroup_gemms):
     """Those who load give registers away to those who multiply; the filter comes by bulk copies."""
     text = (ROOT / "cuda" / "kernel" / "warpgroup_gemm.hpp").read_text()
