@@ -54,7 +54,7 @@ struct RowExit {
                                   unit_of(params, tile, block, first_unit + lane));
       }
     });
-    const bool together = params.order.phases == 2 && target.shift % 2 == 0;
+    const bool together = params.order.phases == 2;
 #pragma unroll
     for (int slice = 0; slice < kSlices; ++slice) {
       warp.lanes([&](int lane) {
@@ -158,21 +158,14 @@ struct RowExit {
 #pragma unroll
       for (int j = 0; j < kTiles; ++j) {
         const auto& sum = state.sum[0][slice * kTiles + j];
-        const float left = sum[i * 2][lane] + bias[i][lane], right = sum[i * 2 + 1][lane] + bias[i][lane];
-        if constexpr (kBytes == 4) {
-          warp.template store<float>(at, left);
-          warp.template store<float>(at + pitch, right);
-        } else {
-          const Pair<kOperand> both = pack_pair<kOperand>(left, right);
-          warp.template store<std::uint16_t>(at, std::uint16_t(both));
-          warp.template store<std::uint16_t>(at + pitch, std::uint16_t(both >> 16));
-        }
+        store_two(warp, at, pack_pair<kOperand>(sum[i * 2][lane] + bias[i][lane], sum[i * 2 + 1][lane] + bias[i][lane]),
+                  pitch);
         at += kMmaPixels * pitch;
       }
     }
   }
 
-  // Two phases are one thread's: four elements lie side by side, and are stored as one where they begin at a multiple of four.
+  // Two phases are one thread's: four elements lie side by side, and are stored as one, as pairs, or as a pair between two.
   template <class Warp, class State, int kLanes>
   CONVT_HOST_DEVICE static void turn_two(Warp& warp, const State& state, const GemmParams& params, const Target& target,
                                          const Lanes<float, kLanes> (&bias)[2], int slice, int lane) {
@@ -180,9 +173,16 @@ struct RowExit {
 #pragma unroll
     for (int j = 0; j < kTiles; ++j) {
       const auto& sum = state.sum[0][slice * kTiles + j];
-      const Pair<kOperand> left = pack_pair<kOperand>(sum[0][lane] + bias[0][lane], sum[2][lane] + bias[1][lane]);
-      const Pair<kOperand> right = pack_pair<kOperand>(sum[1][lane] + bias[0][lane], sum[3][lane] + bias[1][lane]);
+      const float value[4] = {sum[0][lane] + bias[0][lane], sum[2][lane] + bias[1][lane], sum[1][lane] + bias[0][lane],
+                              sum[3][lane] + bias[1][lane]};
       const std::int32_t at = own + j * kMmaPixels * 2 * kBytes;
+      if (target.shift % 2 != 0) {
+        store_two(warp, at, pack_pair<kOperand>(value[0], value[3]), 3 * kBytes);
+        warp.template store<Pair<kOperand>>(at + kBytes, pack_pair<kOperand>(value[1], value[2]));
+        continue;
+      }
+      const Pair<kOperand> left = pack_pair<kOperand>(value[0], value[1]);
+      const Pair<kOperand> right = pack_pair<kOperand>(value[2], value[3]);
       if (target.shift % 4 != 0) {
         warp.template store<Pair<kOperand>>(at, left);
         warp.template store<Pair<kOperand>>(at + 2 * kBytes, right);
@@ -193,6 +193,13 @@ struct RowExit {
         warp.template store<std::uint64_t>(at, left | std::uint64_t(right) << 32);
       }
     }
+  }
+
+  // A pair whose elements lie `pitch` bytes apart.
+  template <class Warp>
+  CONVT_HOST_DEVICE static void store_two(Warp& warp, std::int32_t at, Pair<kOperand> pair, std::int32_t pitch) {
+    warp.template store<Element>(at, Element(pair));
+    warp.template store<Element>(at + pitch, Element(pair >> 8 * kBytes));
   }
 
   // Stores so many pieces of every unit. A lane has the same pieces of several units: where they go is found once.
