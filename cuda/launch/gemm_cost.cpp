@@ -51,16 +51,20 @@ int blocks_that_fit(const TileConfig& config, Operand operand, const DeviceTrait
 
 namespace {
 
-// What the terms weigh in the time that was measured. Those of tf32 and of 16 bits are fitted to 8600 launches of all
-// configurations on an H200 (docs/tuning.md): warps that do everything themselves hide little behind the longest term, warpgroups
-// all but that one. Of ieee the terms were never weighed; their sum is 0.35 to 0.7 of what is measured.
+// What the terms weigh in the time that was measured. Those of tf32 and of 16 bits are fitted to launches of all configurations on
+// an H200 (docs/tuning.md). Of ieee the terms were never weighed; their sum is 0.35 to 0.7 of what is measured.
 struct Weights {
   double tensor, shared, issue, l2, memory, alone, launch;   // launch: microseconds
   int norm;                                                  // 2, 4 or 8
 };
-constexpr Weights kWarps{2.1, 0.8, 1.05, 1.5, 0.9, 1.95, 13, 2};
-constexpr Weights kWarpgroups{0.78, 0.86, 3.05, 2.05, 0.84, 1.65, 5, 8};
+constexpr Weights kWarps{2.1, 0.8, 1.05, 1.5, 0.9, 1.95, 26, 2};
 constexpr Weights kIeee{2.2, 2.2, 2.2, 2.2, 2.2, 2.2, 13, 4};
+// Of warpgroups two sides work at a time: those who multiply and take the sums out, and those who load. Cycles of a tile are what
+// each spends between its instructions; the first tile's loads and the last one's way out show.
+struct Sides {
+  double products, leaving, multiplied_tile, loading, loaded_tile, shared, l2, memory, first, launch;
+};
+constexpr Sides kWarpgroups{0.74, 1.7, 1300, 5.85, 6150, 0.29, 1.98, 0.65, 0.38, 21};
 
 // Pixels that a block's patches have, all groups together; 0 when they do not fit. Most blocks need no cutting.
 double patch_pixels(const GemmWork& work, BlockShifts& block, const TileBox& box, double& conflicts) {
@@ -112,10 +116,12 @@ bool leaves_by_pixels(const GemmShape& shape, const TileConfig& config) {
   return config.grouped() && shape.stores_along_channels() && reaches_all_phases(shape);
 }
 
-bool leaves_by_rows(const GemmShape& shape, const TileConfig& config) {
+bool leaves_by_rows(const GemmShape& shape, const TileConfig& config, std::int32_t element_bytes) {
   const bool phases = shape.axes[0].stride * shape.axes[1].stride * shape.axes[2].stride > 1;
+  constexpr std::int32_t narrowest =
+      4;   // bytes of a store: by twos the way through the pipeline's memory is faster (H200)
   return config.grouped() && phases && shape.output[4] == 1 && shape.axes[2].stride <= kMmaRows &&
-         reaches_all_phases(shape);
+         aligned_bytes(shape, element_bytes) >= narrowest && reaches_all_phases(shape);
 }
 
 std::int32_t aligned_bytes(const GemmShape& shape, std::int32_t element_bytes) {
@@ -140,7 +146,7 @@ WayOut way_out(const GemmWork& work, const TileBox& box, std::int32_t block_chan
   }
   if (reach * 4 > std::numeric_limits<std::int32_t>::max()) return WayOut::staged;
   if (leaves_by_pixels(shape, work.config) && block_channels % operand_vector(work.operand) == 0) return WayOut::pixels;
-  if (leaves_by_rows(shape, work.config)) return WayOut::rows;
+  if (leaves_by_rows(shape, work.config, operand_bytes(work.operand))) return WayOut::rows;
   // Every tile begins where a pair may. Rows of packed tiles do as well; elsewhere pairs would straddle rows of odd tiles.
   const bool even_tile = box.tile[3] % 2 == 0, pairs = even_tile || box.tile[3] >= shape.axes[2].output;
   if (phases || shape.output[4] != 1 || (!even_tile && !box.packed)) return WayOut::staged;
@@ -165,7 +171,7 @@ std::optional<GemmCost> cost_of(const GemmWork& work, std::vector<BlockShifts>& 
   const bool ieee = work.operand == Operand::ieee;
   constexpr double l2_bytes_per_cycle = 40;
 
-  double mma = 0, shared = 0, issue = 0, l2 = 0, steps = 0, aside = 0, conflicts = 1;
+  double mma = 0, shared = 0, issue = 0, l2 = 0, steps = 0, loading = 0, leaving = 0, conflicts = 1;
   const double filter_loads = config.warp_rows() / kMmaRows * filter_copies(work.operand);
   const double patch_loads = config.warp_pixels() / 16.0;
   const double loads = shape.gathers_along_channels() ? 1 : vector;    // instructions per 16 bytes
@@ -197,20 +203,21 @@ std::optional<GemmCost> cost_of(const GemmWork& work, std::vector<BlockShifts>& 
     const bool whole = block.block.w_count == shape.axes[2].stride || shape.output[1] == 1;
     const double pieces = outputs * bytes / 16 + rows * (shape.output[1] == 1 ? 0 : 4);
     const double sums = config.warp_rows() * config.warp_pixels() / 32.0;
-    const double leaving = way == WayOut::staged   ? pieces / 32 * (whole ? 40 : 120) + config.warps() * 400.0
-                           : way == WayOut::pixels ? config.warps() * (200.0 + sums * (bytes == 2 ? 5 : 9))
-                           : way == WayOut::rows   ? config.warps() * (400.0 + sums * (bytes == 2 ? 20 : 32))
-                                                   : config.warps() * (240.0 + 2 * sums);
-    const double own_aside = batches * config.warps() * (60 + (loads > 1 ? 70 : 0)) + leaving + config.warps() * 600.0;
-    issue += own * mma_steps * config.warps() * (grouped ? 10 : filter_loads + patch_loads * (ieee ? 9 : 1) + 8) +
-             own * chunks * config.warps() * (grouped ? 20 : 45) + own_aside;
-    aside += own_aside;
+    const double staged = pieces / 32 * (whole ? 40 : 120) + config.warps() * 400.0;
+    leaving += way == WayOut::staged   ? (grouped ? 4 : 1) * staged   // while loaders wait
+               : way == WayOut::pixels ? config.warps() * (200.0 + sums * (bytes == 2 ? 5 : 9))
+               : way == WayOut::rows   ? config.warps() * (400.0 + sums * (bytes == 2 ? 20 : 32))
+                                       : config.warps() * (240.0 + 2 * sums);
+    loading += batches * config.warps() * (60 + (loads > 1 ? 70 : 0));
+    issue += own * mma_steps * config.warps() * (filter_loads + patch_loads * (ieee ? 9 : 1) + 8) +
+             own * chunks * config.warps() * 45;
     const double output_row = double(box.tile[3]) * block.block.w_count * bytes;
     const double output_waste = shape.output[1] == 1 ? 1 : 1 + 48 / output_row;
     l2 += units * 16 * input_waste + own * chunks * config.slab_bytes(work.operand) + outputs * bytes * output_waste;
     steps += own * chunks;
   }
-  if (!grouped) issue += mma * (ieee ? 7 : 1);
+  const double aside = loading + leaving + double(blocks.size()) * config.warps() * 600.0;
+  issue += mma * (ieee ? 7 : 1) + aside;
   double positions = 1;
   for (int axis = 0; axis < kTileAxes; ++axis) positions *= double(ceil_div(q[axis], box.tile[axis]));
   positions *= double(problem.groups * ceil_div(out_channels, block_channels));
@@ -227,10 +234,21 @@ std::optional<GemmCost> cost_of(const GemmWork& work, std::vector<BlockShifts>& 
   cost.l2 = l2 / l2_bytes_per_cycle * share;
   cost.bytes = l2 * positions + 2 * partial;
   cost.memory = memory_time(problem, bytes, 2 * partial, device);
-  // What a thread block waits for alone: first patch and filter, barriers, the way out. Neighbours hide their share of it.
   const double resident = std::min<double>(work.blocks, per_sm);
+  if (grouped) {
+    const double out = kWarpgroups.leaving * leaving / 4 * share, in = kWarpgroups.loading * loading / 4 * share;
+    const double tile = per_sm / resident * cycle;
+    cost.tensor = kWarpgroups.products * cost.tensor + out + kWarpgroups.multiplied_tile * tile;
+    cost.issue = in + kWarpgroups.loaded_tile * tile;
+    cost.shared *= kWarpgroups.shared;
+    cost.l2 *= kWarpgroups.l2;
+    cost.memory *= kWarpgroups.memory;
+    cost.total = overlapped(cost, 2) + kWarpgroups.first * (in + out) / per_sm + kWarpgroups.launch;
+    return cost;
+  }
+  // What a thread block waits for alone: first patch and filter, barriers, the way out. Neighbours hide their share of it.
   const double latency = per_sm * (2500 + steps / each * 90) / resident * cycle;
-  const Weights& weights = grouped ? kWarpgroups : ieee ? kIeee : kWarps;
+  const Weights& weights = ieee ? kIeee : kWarps;
   cost.tensor *= weights.tensor;
   cost.shared *= weights.shared;
   cost.issue *= weights.issue;
@@ -238,12 +256,9 @@ std::optional<GemmCost> cost_of(const GemmWork& work, std::vector<BlockShifts>& 
   cost.memory *= weights.memory;
   // Prologue and epilogue do not overlap with their own thread block's products.
   const double alone = (aside / 4 * share + latency) * weights.alone;
-  const bool forward = shape.op == Operator::forward;
-  // Of warpgroups, chunks of 8 planes leave room for few stages.
-  const double seen = grouped           ? (forward ? 1.05 : 0.93) * (config.planes == 8 ? 1.15 : 1.0)
-                      : forward || ieee ? 1.0
-                                        : 1.1;
-  cost.total = (overlapped(cost, weights.norm) + alone) * seen + weights.launch;
+  const double seen = shape.op == Operator::forward || ieee ? 1.0 : 1.15;
+  // Splits wait for each other, and the last one reads what all have written.
+  cost.total = (overlapped(cost, weights.norm) + alone) * seen + weights.launch + 4 * std::log2(splits);
   return cost;
 }
 

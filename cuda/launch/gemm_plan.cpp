@@ -96,9 +96,9 @@ std::vector<std::int32_t> channel_blocks(std::int64_t channels, std::int32_t row
 }
 
 // Warpgroups that store rows keep all W phases of a channel in the same rows of a wgmma.
-RowOrder order_of(const GemmShape& shape, const TileConfig& config) {
+RowOrder order_of(const GemmShape& shape, const TileConfig& config, std::int32_t element_bytes) {
   RowOrder order;
-  if (!leaves_by_rows(shape, config)) return order;
+  if (!leaves_by_rows(shape, config, element_bytes)) return order;
   order.phases = std::int32_t(shape.axes[2].stride);
   order.units = kMmaRows / order.phases;
   order.by_units = FastDivisor(order.units);
@@ -108,7 +108,7 @@ RowOrder order_of(const GemmShape& shape, const TileConfig& config) {
 
 // Positions that rows of a tile may begin at the multiples of: pieces of 16 bytes do so as well.
 std::int32_t even_positions(const GemmShape& shape, const TileConfig& config, std::int32_t element_bytes) {
-  if (!leaves_by_rows(shape, config)) return 2;
+  if (!leaves_by_rows(shape, config, element_bytes)) return 2;
   const std::int64_t elements = aligned_bytes(shape, element_bytes) / element_bytes;
   return std::int32_t(std::max<std::int64_t>(2, elements / std::gcd(elements, shape.axes[2].stride)));
 }
@@ -205,7 +205,8 @@ std::variant<GemmPlan, std::string> build(const GemmWork& work, const Candidate&
 
   params.way_out = way_out(work, choice.box, choice.block_channels);
   params.store_bytes = aligned_bytes(shape, operand_bytes(work.operand));
-  params.order = params.way_out == WayOut::rows ? order_of(shape, work.config) : RowOrder{};
+  params.order =
+      params.way_out == WayOut::rows ? order_of(shape, work.config, operand_bytes(work.operand)) : RowOrder{};
   params.order.by_channels = FastDivisor(params.block_channels);
   params.across_log2 = params.order.phases == 1 ? 3 : params.order.phases == 2 ? 4 : 5;   // 8 pieces of every phase
   params.unit_pitch = kExitBytesOfRow * params.order.phases + (params.order.phases > 1 ? 32 : 16);
@@ -286,7 +287,7 @@ std::variant<GemmPlan, std::string> plan_gemm(const Request& request, const Devi
     if (!config.grouped()) candidates = boxes(config.pixels, q);
     // Rows of the output leave whole unless their phases alone exceed the tile: cut W phases make scalar stores.
     const std::int64_t wide = shape.reached_phases(2);
-    const RowOrder order = order_of(shape, config);
+    const RowOrder order = order_of(shape, config, operand_bytes(operand));
     const std::int32_t rows = config.rows / kMmaRows * order.units * order.phases;
     const std::vector<std::int32_t> channel_counts = channel_blocks(out_channels, rows);
     const bool by_pixels = leaves_by_pixels(shape, config);

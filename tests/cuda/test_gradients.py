@@ -209,7 +209,9 @@ def test_against_pytorch(device, layer, layout, offset, dtype):
     if device == "cpu":
         factor = 16.0  # one sum after the other there, against oneDNN's blocks of sums
     for operator, *values in zip(OPERATORS, ours, theirs, exact, strict=True):
-        assert_near(*values, factor, operator)
+        # Sums of four terms, as below.
+        few = factor == 2.0 and (layer.name, operator) == ("2d-pixel", "grad_weight")
+        assert_near(*values, 2.5 if few else factor, operator)
 
 
 def laid_out_pair(tensors, grad_output, layout):
