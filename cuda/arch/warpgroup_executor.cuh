@@ -91,7 +91,6 @@ class WarpgroupExecutor {
       asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
       sm90::fence_stores();
     }
-    sm90::await_launch_before();
     __syncthreads();
   }
 

@@ -81,8 +81,6 @@ __device__ __forceinline__ void copy_bulk(std::uint32_t shared, const void* glob
                "l"(global), "r"(bytes), "r"(barrier)
                : "memory");
 }
-// Of a launch that began beside the one before it: returns when that is done and its stores are seen.
-__device__ __forceinline__ void await_launch_before() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 // What this thread stored to shared memory is seen by products and bulk copies.
 __device__ __forceinline__ void fence_stores() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 

@@ -16,13 +16,6 @@ constexpr int kLargeTables = 24 << 10;
 
 extern __shared__ __align__(16) char pack_memory[];
 
-// The GEMM behind this launch may take its place on the multiprocessors; it waits there for what is packed.
-__device__ void let_next_in() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;");
-#endif
-}
-
 __device__ void clear_counters(const PackParams& params) {
   const std::int32_t threads = gridDim.x * blockDim.x;
 #pragma unroll 1
@@ -34,7 +27,6 @@ __device__ void clear_counters(const PackParams& params) {
 template <int kBytes>
 __global__ void __launch_bounds__(PackFilter::kThreads, PackFilter::kMinBlocks)
     pack_filter(const __grid_constant__ PackParams params, const __grid_constant__ Carried<kBytes> carried) {
-  let_next_in();
   const std::int32_t threads = gridDim.x * blockDim.x * 16;
 #pragma unroll 1
   for (std::int32_t at = (blockIdx.x * blockDim.x + threadIdx.x) * 16; at < params.table.bytes; at += threads) {
@@ -54,7 +46,6 @@ __global__ void __launch_bounds__(PackFilter::kThreads)
 
 __global__ void __launch_bounds__(PackFilter::kThreads, PackFilter::kMinBlocks)
     pack_filter_in_place(const __grid_constant__ PackParams params) {
-  let_next_in();
   clear_counters(params);
   PackFilter::run(params, params.tables, pack_memory);
 }
@@ -62,22 +53,14 @@ __global__ void __launch_bounds__(PackFilter::kThreads, PackFilter::kMinBlocks)
 }  // namespace
 
 void launch_function(const void* function, std::int64_t grid, int threads, std::int64_t shared, void** arguments,
-                     void* stream, const char* what, Start start) {
+                     void* stream, const char* what) {
   // A kernel may use more than 48 KB of shared memory, static ones included, only after this, on every device.
   if (shared > PackFilter::kMostShared) {
     cuda_check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared)), what);
   }
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t launch{};
-  launch.gridDim = dim3(unsigned(grid));
-  launch.blockDim = dim3(threads);
-  launch.dynamicSmemBytes = shared;
-  launch.stream = static_cast<cudaStream_t>(stream);
-  launch.attrs = &attribute;
-  launch.numAttrs = start == Start::early ? 1 : 0;
-  cuda_check(cudaLaunchKernelExC(&launch, function, arguments), what);
+  cuda_check(cudaLaunchKernel(function, dim3(unsigned(grid)), dim3(threads), arguments, shared,
+                              static_cast<cudaStream_t>(stream)),
+             what);
 }
 
 void launch_tables(const std::vector<char>& tables, char* target, void* stream) {
@@ -141,7 +124,7 @@ void launch_gemm(const GemmPlan& plan, const Pointers& pointers) {
   const void* function = find_gemm_kernel(plan.config, plan.operand).function;
   void* arguments[] = {&call.gemm};
   launch_function(function, plan.grid, plan.config.block_threads(), call.gemm.shared.bytes, arguments, pointers.stream,
-                  "launching the implicit GEMM", plan.start);
+                  "launching the implicit GEMM");
 }
 
 KernelResources gemm_resources(const GemmPlan& plan) {

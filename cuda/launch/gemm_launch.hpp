@@ -26,7 +26,7 @@ struct KernelResources {
 };
 // What every launch of a kernel with `shared` bytes of dynamic shared memory goes through. Throws std::runtime_error.
 void launch_function(const void* function, std::int64_t grid, int threads, std::int64_t shared, void** arguments,
-                     void* stream, const char* what, Start start = Start::after);
+                     void* stream, const char* what);
 
 // Copies tables that no kernel's parameters hold to device memory, piece by piece in parameters.
 void launch_tables(const std::vector<char>& tables, char* target, void* stream);

@@ -42,10 +42,6 @@ Operand operand_of(DType dtype, Precision precision) {
 
 namespace {
 
-// Thread blocks that begin early lie on the multiprocessors as these become free. It saves 2 to 3 microseconds; kernels of warps, of
-// which several share a multiprocessor, lose more by it, and so do long ones (H200).
-constexpr double kSoonDone = 200;   // microseconds
-
 // What a candidate's time depends on.
 struct Candidate {
   Origins origin{};
@@ -128,7 +124,6 @@ std::variant<GemmPlan, std::string> build(const GemmWork& work, const Candidate&
   plan.config = work.config;
   plan.operand = work.operand;
   plan.origin = choice.origin;
-  if (work.config.grouped() && choice.cost.total < kSoonDone) plan.start = Start::early;
   plan.cost = choice.cost;
   const int vector = operand_vector(work.operand);
   const bool channels_inner = shape.stores_along_channels();

@@ -19,9 +19,6 @@ struct GemmCost {
   const char* bound() const;
 };
 
-// When a launch begins: after the one before it, or beside it, where the kernel itself waits for what it needs.
-enum class Start { after, early };
-
 // How one configuration computes the forward or grad_input of one problem. Pointers in the parameters are null until a launch fills them in.
 struct GemmPlan {
   Operator op = Operator::forward;  // or grad_input
@@ -36,7 +33,6 @@ struct GemmPlan {
   std::int64_t arrived_offset = 0;
   std::int64_t partial_offset = 0;
   std::array<Origin, kAxes> origin{};
-  Start start = Start::after;       // of warpgroups: beside the filter's packing
   GemmCost cost;
 
   std::string name() const;

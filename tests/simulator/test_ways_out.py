@@ -80,5 +80,7 @@ def test_way_out(config, way, name):
     names = operands_of(config)
     # Few multiprocessors take tile after tile.
     call = Call(config, wanted, names[at % len(names)], layouts, {"multiprocessors": (1, 12)[at % 2]})
-    assert call.told["way_out"] == way, call.told
+    # Rows that only stores of 2 bytes are aligned for gain nothing.
+    narrow = names[at % len(names)] != "tf32" and any(stride % 2 for stride in call.strides[:-1])
+    assert call.told["way_out"] == ("staged" if way == "rows" and narrow else way), call.told
     call.check(at)
