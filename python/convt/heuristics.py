@@ -82,14 +82,17 @@ def _cuda_forward(problem: Problem, strict: bool, half: bool, channels_last: boo
     if strict:
         return problem.in_channels <= 192
     if channels_last:
+        long = not _is_strided(problem) and problem.taps > 16
         if half:
-            return few <= 16 or _is_dilated(problem) or (problem.rank == 3 and not scattered)
-        return few <= 4 or _is_dilated(problem) or (problem.rank == 3 and problem.in_channels <= 48)
+            return few <= 24 or long or _is_dilated(problem) or (problem.rank == 3 and not scattered)
+        return few <= 4 or long or _is_dilated(problem) or (problem.rank == 3 and problem.in_channels <= 64)
     if not scattered:
         return problem.taps > 1
-    if half:
-        return few <= 32 and (problem.rank < 3 or problem.in_channels <= 64)
-    return problem.in_channels <= 128
+    narrow = problem.in_channels <= (128 if problem.batch * _pixels(problem) >= 1 << 16 else 96)
+    if half and problem.rank > 1:
+        return few <= 32 and (problem.rank == 2 or problem.in_channels <= 64)
+    # In 1-D cuDNN has no kernel for tensor cores of some.
+    return narrow or (not half and problem.rank == 1 and problem.in_channels >= 1024)
 
 
 def _cuda_grad_input(problem: Problem, strict: bool, half: bool, channels_last: bool) -> bool:
