@@ -142,9 +142,10 @@ def turn(config: str, name: str) -> str:
 @pytest.mark.parametrize("config", GROUPED)
 def test_without_a_barrier_among_warpgroups(config, name):
     operand = turn(config, name)
-    if name == "Table":  # a single step: who is late has not been waited for
+    if name == "Table":  # a single step, whose late warps nobody has awaited, of a tile whose places all warps find
         rows, pixels = map(int, re.match(r"(\d+)x(\d+)p", config).groups())
-        call = Call(config, problem(1, (4, rows), (pixels,), 1), operand, device=WHOLE)
+        call = Call(config, problem(1, (4, rows), (2 * pixels,), 1), operand, device=WHOLE)
+        assert call.told["tile"]["w"] == pixels
     else:
         call = several_tiles(config, operand, True, taps=9)
     assert shows(call, barriers("warpgroup_gemm")[name]), f"not needed: {AMONG_WARPGROUPS[name]}"
