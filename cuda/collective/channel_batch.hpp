@@ -12,25 +12,35 @@ namespace convt {
 // them `left` exist, none where `there` is false; the others are 0. No load stands in a branch: where branches meet, all of a
 // batch would have to have arrived.
 template <Operand kOperand, class Warp, int kChannels>
+CONVT_HOST_DEVICE inline void gather_vectors(Warp& warp, std::uint32_t (&word)[kChannels], const char* source,
+                                             std::int32_t left, bool there) {
+  constexpr int vector = operand_vector(kOperand);
+#pragma unroll
+  for (int plane = 0; plane < kChannels / vector; ++plane) {
+    const Vector16 loaded = warp.vector_if(there && plane * vector < left, source + plane * 16);
+#pragma unroll
+    for (int at = 0; at < 4; ++at) word[plane * 4 + at] = loaded.word[at];
+  }
+}
+
+template <Operand kOperand, class Warp, int kChannels>
+CONVT_HOST_DEVICE inline void gather_each(Warp& warp, std::uint32_t (&word)[kChannels], const char* source,
+                                          std::int64_t channel_bytes, std::int32_t left, bool there) {
+#pragma unroll
+  for (int at = 0; at < kChannels; ++at, source += channel_bytes) {
+    word[at] = warp.template word_if<operand_bytes(kOperand)>(there && at < left, source);
+  }
+}
+
+template <Operand kOperand, class Warp, int kChannels>
 CONVT_HOST_DEVICE inline void gather_batch(Warp& warp, std::uint32_t (&word)[kChannels], const char* source,
                                            std::int64_t channel_bytes, std::int32_t left, bool there, bool vectors) {
-  constexpr int vector = operand_vector(kOperand), bytes = operand_bytes(kOperand);
   if (vectors) {
-#pragma unroll
-    for (int plane = 0; plane < kChannels / vector; ++plane) {
-      const Vector16 loaded = warp.vector_if(there && plane * vector < left, source + plane * 16);
-#pragma unroll
-      for (int at = 0; at < 4; ++at) word[plane * 4 + at] = loaded.word[at];
-    }
-  } else if (left >= kChannels) {
-#pragma unroll
-    for (int at = 0; at < kChannels; ++at, source += channel_bytes)
-      word[at] = warp.template word_if<bytes>(there, source);
+    gather_vectors<kOperand>(warp, word, source, left, there);
+  } else if (left >= kChannels) {   // nothing to ask of every channel
+    gather_each<kOperand>(warp, word, source, channel_bytes, kChannels, there);
   } else {
-#pragma unroll
-    for (int at = 0; at < kChannels; ++at, source += channel_bytes) {
-      word[at] = warp.template word_if<bytes>(there && at < left, source);
-    }
+    gather_each<kOperand>(warp, word, source, channel_bytes, left, there);
   }
 }
 

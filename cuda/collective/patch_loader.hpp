@@ -14,25 +14,26 @@ struct PatchLoader {
   static constexpr int kVector = operand_vector(kOperand);
   static constexpr int kChunk = kConfig.planes * kVector;             // channels
   static constexpr int kBytes = operand_bytes(kOperand);
+  static constexpr bool kFewRegisters = kConfig.blocks > 3;  // four thread blocks share them: none for a second way
   // Registers per batch: channels are gathered one by one, a register each. What products and residency leave: with more, the
   // compiler spills.
   static constexpr int batch_words() {
-    if (kOperand == Operand::tf32) return kConfig.blocks > 3 ? 8 : 16;
+    if (kOperand == Operand::tf32) return kFewRegisters ? 8 : 16;
     if (kOperand == Operand::ieee) {
       const bool full = kConfig.warp_rows() * kConfig.warp_pixels() == 64 * 64;
-      return (full && kConfig.planes == 4) || kConfig.blocks > 3 ? 4 : 8;
+      return (full && kConfig.planes == 4) || kFewRegisters ? 4 : 8;
     }
     return kConfig.blocks > 2 ? 8 : 16;
   }
   static constexpr int kBatchWords = batch_words();
   static constexpr int kBatchPlanes = min_of(kConfig.planes, kBatchWords / kVector);
-  static constexpr int kBatches = kConfig.planes / kBatchPlanes;      // per pixel
+  static constexpr int kBatches = kConfig.planes / kBatchPlanes;  // per pixel
   static constexpr int kBatchChannels = kBatchPlanes * kVector;
   static constexpr int kBatchVectors = min_of(kConfig.planes, kBatchWords / 4);
   static constexpr int kVectorBatches = kConfig.planes / kBatchVectors;
 
   struct Batch {
-    std::uint32_t word[kBatchChannels];   // a channel each when gathered; packed, four per plane, when loaded whole
+    std::uint32_t word[kBatchChannels];  // a channel each when gathered; packed, four per plane, when loaded whole
   };
   template <int kLanes>
   struct State {
@@ -48,7 +49,7 @@ struct PatchLoader {
   template <class Warp>
   CONVT_HOST_DEVICE static void tabulate(Warp& warp, const GemmParams& params, const Tile& tile,
                                          const ShiftGroup& group) {
-    warp.sync();   // lanes look up each other's pixels
+    warp.sync();  // lanes look up each other's pixels
     tabulate_patch<kConfig.loaders()>(warp, params, tile, group, params.tables, params.shared.pixel_table,
                                       params.shared.place_table);
     warp.sync();
@@ -75,7 +76,12 @@ struct PatchLoader {
       std::int32_t offset = -1;
       if (pixel < group.pixels) offset = warp.template load<std::int32_t>(params.shared.pixel_table + pixel * 4);
       const char* source = first + std::int64_t(offset) * kBytes;
-      gather_batch<kOperand>(warp, word, source, channel_bytes, left, offset >= 0, params.input_vectors != 0);
+      if constexpr (kFewRegisters) {
+        if (params.input_vectors) return gather_vectors<kOperand>(warp, word, source, left, offset >= 0);
+        gather_each<kOperand>(warp, word, source, channel_bytes, left, offset >= 0);
+      } else {
+        gather_batch<kOperand>(warp, word, source, channel_bytes, left, offset >= 0, false);
+      }
     });
   }
 
@@ -120,9 +126,8 @@ struct PatchLoader {
   }
 
  private:
-  // Where four thread blocks share the registers, there are none for a second way.
   CONVT_HOST_DEVICE static bool is_vectors(const GemmParams& params) {
-    return kConfig.blocks < 4 && params.input_vectors != 0;
+    return !kFewRegisters && params.input_vectors != 0;
   }
 
   // Channels that lie side by side: of the pixels of a warp neighbouring lanes fetch all vectors, so that whole sectors are asked for.
@@ -177,7 +182,7 @@ struct PatchLoader {
   }
 
   struct Place {
-    std::int32_t pixel;   // of thread 0
+    std::int32_t pixel;  // of thread 0
     std::int32_t plane;
   };
   CONVT_HOST_DEVICE static Place place(std::int32_t batch) {
