@@ -66,25 +66,6 @@ struct Sides {
 };
 constexpr Sides kWarpgroups{0.74, 1.7, 1300, 5.85, 6150, 0.29, 1.98, 0.65, 0.38, 21};
 
-// Pixels that a block's patches have, all groups together; 0 when they do not fit. Most blocks need no cutting.
-double patch_pixels(const GemmWork& work, BlockShifts& block, const TileBox& box, double& conflicts) {
-  if (block.shifts.empty()) return 1;
-  double pixels = 0;
-  bool fits = true;
-  for (const PatchSpan& span : block.spans) {
-    const PatchShape whole = patch_shape(box, span);
-    conflicts = std::max(conflicts, whole.conflicts);
-    const std::int64_t of_plane = plane_pixels(work.shape, whole, work.config.planes, work.capacity);
-    pixels += double(of_plane);
-    fits = fits && of_plane <= work.capacity;
-  }
-  if (fits) return pixels;
-  pixels = 0;
-  for (const PatchGroup& made : group_shifts(work.shape, block, box, work.capacity, work.config.planes))
-    pixels += made.group.pixels;
-  return pixels;
-}
-
 // Bytes through L2 for those that a row of a patch has. Rows that start anywhere take a sector more than they fill; pixels of one
 // phase among several lie apart.
 double row_waste(const GemmWork& work, const PatchSpan& span, std::int32_t tile_w) {
@@ -154,22 +135,14 @@ WayOut way_out(const GemmWork& work, const TileBox& box, std::int32_t block_chan
 }
 
 // docs/kernels.md explains every term. Cycles are a multiprocessor's.
-std::optional<GemmCost> cost_of(const GemmWork& work, std::vector<BlockShifts>& blocks,
-                                const std::int64_t (&q)[kTileAxes], const TileBox& box, std::int32_t block_channels,
-                                std::int32_t splits, Patches patches) {
+std::optional<TileWork> work_of_tile(const GemmWork& work, std::vector<BlockShifts>& blocks, const TileBox& box,
+                                     std::int32_t block_channels, Patches patches) {
   const GemmShape& shape = work.shape;
-  const Problem& problem = shape.problem;
-  const DeviceTraits& device = work.device;
   const TileConfig& config = work.config;
   const int vector = operand_vector(work.operand), bytes = operand_bytes(work.operand);
-  const std::int64_t out_channels = shape.out_channels;
   const double mma_steps = work.mma_steps(), chunks = work.chunks();
   const double vectors = std::ceil(double(shape.in_channels) / vector);
-  const bool grouped = config.grouped();
-  // Of a quarter multiprocessor, one mma.sync, or as much of a wgmma.
-  const double mma_cycles = grouped ? 4.6 : device.capability >= 90 ? 6.3 : 8.0;
-  const bool ieee = work.operand == Operand::ieee;
-  constexpr double l2_bytes_per_cycle = 40;
+  const bool grouped = config.grouped(), ieee = work.operand == Operand::ieee;
 
   double mma = 0, shared = 0, issue = 0, l2 = 0, steps = 0, loading = 0, leaving = 0, conflicts = 1;
   const double filter_loads = config.warp_rows() / kMmaRows * filter_copies(work.operand);
@@ -177,12 +150,16 @@ std::optional<GemmCost> cost_of(const GemmWork& work, std::vector<BlockShifts>& 
   const double loads = shape.gathers_along_channels() ? 1 : vector;    // instructions per 16 bytes
   const WayOut way = way_out(work, box, block_channels);
   for (BlockShifts& block : blocks) {
-    const double pixels =
-        patches == Patches::least ? least_pixels(block, box) : patch_pixels(work, block, box, conflicts);
-    if (pixels == 0) return std::nullopt;
+    double pixels = least_pixels(block, box);
+    if (patches == Patches::exact && !block.shifts.empty()) {
+      const auto totals = patch_totals(shape, block, box, {work.capacity, config.planes});
+      if (!totals) return std::nullopt;
+      pixels = double(totals->pixels);
+      conflicts = std::max(conflicts, totals->conflicts);
+    }
     const double units = block.shifts.empty() ? 0 : pixels * vectors;
     const double outputs = double(box.positions()) * block.block.outer_count * block.block.w_count *
-                           std::min<std::int64_t>(block_channels, out_channels);
+                           std::min<std::int64_t>(block_channels, shape.out_channels);
     const double own = double(block.shifts.size());
     mma += (grouped ? own * config.row_tiles() : double(block.row_tiles)) * (config.pixels / kMmaPixels) * mma_steps;
     // A warp's load visits every row of pixels that it covers.
@@ -218,28 +195,43 @@ std::optional<GemmCost> cost_of(const GemmWork& work, std::vector<BlockShifts>& 
   }
   const double aside = loading + leaving + double(blocks.size()) * config.warps() * 600.0;
   issue += mma * (ieee ? 7 : 1) + aside;
-  double positions = 1;
-  for (int axis = 0; axis < kTileAxes; ++axis) positions *= double(ceil_div(q[axis], box.tile[axis]));
-  positions *= double(problem.groups * ceil_div(out_channels, block_channels));
+  return TileWork{mma, shared, issue, l2, steps, loading, leaving, aside};
+}
 
-  const double cycle = 1e-3 / device.clock_ghz, each = double(blocks.size()) * splits;
-  const double per_sm = std::max(1.0, std::ceil(positions * each / device.multiprocessors - 0.15));
+double tiles_of(const GemmWork& work, const std::int64_t (&q)[kTileAxes], const TileBox& box,
+                std::int32_t block_channels) {
+  double tiles = double(work.shape.problem.groups * ceil_div(work.shape.out_channels, block_channels));
+  for (int axis = 0; axis < kTileAxes; ++axis) tiles *= double(ceil_div(q[axis], box.tile[axis]));
+  return tiles;
+}
+
+GemmCost cost_of(const GemmWork& work, const TileWork& tile, double tiles, double phase_blocks, std::int32_t splits) {
+  const GemmShape& shape = work.shape;
+  const DeviceTraits& device = work.device;
+  const TileConfig& config = work.config;
+  const bool grouped = config.grouped(), ieee = work.operand == Operand::ieee;
+  // Of a quarter multiprocessor, one mma.sync, or as much of a wgmma.
+  const double mma_cycles = grouped ? 4.6 : device.capability >= 90 ? 6.3 : 8.0;
+  constexpr double l2_bytes_per_cycle = 40;
+  const auto& [mma, shared, issue, l2, steps, loading, leaving, aside] = tile;
+  const double cycle = 1e-3 / device.clock_ghz, each = phase_blocks * splits;
+  const double per_sm = std::max(1.0, std::ceil(tiles * each / device.multiprocessors - 0.15));
   const double share = per_sm / each * cycle;
-  const double partial = splits > 1 ? positions * each * config.rows * config.pixels * 4 : 0;
+  const double partial = splits > 1 ? tiles * each * config.rows * config.pixels * 4 : 0;
   GemmCost cost;
   // Two warps along rows read every patch fragment twice: 6 % on problem 69, nothing on 64 (H200).
   cost.tensor = mma * (ieee ? 3 : 1) * mma_cycles / 4 * share * (config.warps_m > 1 ? 1.06 : 1);
   cost.shared = shared * share;
   cost.issue = issue / 4 * share;
   cost.l2 = l2 / l2_bytes_per_cycle * share;
-  cost.bytes = l2 * positions + 2 * partial;
-  cost.memory = memory_time(problem, bytes, 2 * partial, device);
+  cost.bytes = l2 * tiles + 2 * partial;
+  cost.memory = memory_time(shape.problem, operand_bytes(work.operand), 2 * partial, device);
   const double resident = std::min<double>(work.blocks, per_sm);
   if (grouped) {
     const double out = kWarpgroups.leaving * leaving / 4 * share, in = kWarpgroups.loading * loading / 4 * share;
-    const double tile = per_sm / resident * cycle;
-    cost.tensor = kWarpgroups.products * cost.tensor + out + kWarpgroups.multiplied_tile * tile;
-    cost.issue = in + kWarpgroups.loaded_tile * tile;
+    const double visit = per_sm / resident * cycle;
+    cost.tensor = kWarpgroups.products * cost.tensor + out + kWarpgroups.multiplied_tile * visit;
+    cost.issue = in + kWarpgroups.loaded_tile * visit;
     cost.shared *= kWarpgroups.shared;
     cost.l2 *= kWarpgroups.l2;
     cost.memory *= kWarpgroups.memory;

@@ -53,9 +53,19 @@ std::int32_t aligned_bytes(const GemmShape& shape, std::int32_t element_bytes);
 // What a patch is taken for: itself, or the tile without a halo, which is never more and soon told.
 enum class Patches { exact, least };
 
+// What a tile keeps the units of a multiprocessor busy with, its phase blocks together.
+struct TileWork {
+  double mma, shared, issue, l2, steps;
+  double loading, leaving, aside;   // of warp instructions
+};
 // Nothing when a patch does not fit.
-std::optional<GemmCost> cost_of(const GemmWork& work, std::vector<BlockShifts>& blocks,
-                                const std::int64_t (&q)[kTileAxes], const TileBox& box, std::int32_t block_channels,
-                                std::int32_t splits, Patches patches);
+std::optional<TileWork> work_of_tile(const GemmWork& work, std::vector<BlockShifts>& blocks, const TileBox& box,
+                                     std::int32_t block_channels, Patches patches);
+
+// Tiles of a box, each of all phase blocks.
+double tiles_of(const GemmWork& work, const std::int64_t (&q)[kTileAxes], const TileBox& box,
+                std::int32_t block_channels);
+
+GemmCost cost_of(const GemmWork& work, const TileWork& tile, double tiles, double phase_blocks, std::int32_t splits);
 
 }  // namespace convt

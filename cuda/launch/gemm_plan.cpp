@@ -49,16 +49,14 @@ struct Candidate {
   std::int32_t splits = 1;
   TileBox box{};
   GemmCost cost;
+  std::int32_t rows = 0;            // of a tile, that may have channels
 };
 
-bool can_split(const GemmWork& work, const std::vector<BlockShifts>& blocks, const std::int64_t (&q)[kTileAxes],
-               const TileBox& box, std::int32_t block_channels, std::int32_t splits) {
-  const GemmShape& shape = work.shape;
-  double tiles = double(blocks.size() * shape.problem.groups * ceil_div(shape.out_channels, block_channels));
-  for (int axis = 0; axis < kTileAxes; ++axis) tiles *= double(ceil_div(q[axis], box.tile[axis]));
-  const double bytes = tiles * splits * work.config.rows * work.config.pixels * 4;
-  return splits <= work.chunks() * double(blocks[0].spans.size()) && bytes <= kMaxPartialBytes &&
-         tiles * splits <= 2.0 * work.device.multiprocessors * work.blocks;
+// `blocks`: of a launch that is not split.
+bool can_split(const GemmWork& work, double blocks, std::size_t spans, std::int32_t splits) {
+  const double bytes = blocks * splits * work.config.rows * work.config.pixels * 4;
+  return splits <= work.chunks() * double(spans) && bytes <= kMaxPartialBytes &&
+         blocks * splits <= 2.0 * work.device.multiprocessors * work.blocks;
 }
 
 // Without output phases there is nothing to choose.
@@ -115,8 +113,7 @@ QGrid grid_of(const GemmShape& shape, const Origins& origin, int axis) {
   return q_grid(shape.problem.axes[axis], origin[axis]);
 }
 
-std::variant<GemmPlan, std::string> build(const GemmWork& work, const Candidate& choice,
-                                          const std::vector<BlockShifts>& blocks, const Request& request) {
+std::variant<GemmPlan, std::string> build(const GemmWork& work, const Candidate& choice, const Request& request) {
   const GemmShape& shape = work.shape;
   const Problem& problem = shape.problem;
   GemmPlan plan;
@@ -127,8 +124,9 @@ std::variant<GemmPlan, std::string> build(const GemmWork& work, const Candidate&
   plan.cost = choice.cost;
   const int vector = operand_vector(work.operand);
   const bool channels_inner = shape.stores_along_channels();
+  const std::vector<BlockShifts> blocks = block_shifts(shape, choice.origin, choice.rows, choice.block_channels);
   GemmTables tables =
-      gemm_tables(shape, blocks, choice.box, work.capacity, work.config.planes,
+      gemm_tables(shape, blocks, choice.box, {work.capacity, work.config.planes},
                   {vector, work.config.threads(), choice.block_channels, shape.output[1], channels_inner});
   plan.tables = std::move(tables.bytes);
 
@@ -273,7 +271,6 @@ std::variant<GemmPlan, std::string> plan_gemm(const Request& request, const Devi
   const int vector = operand_vector(operand);
   const std::int64_t out_channels = shape.out_channels;
   std::optional<Candidate> best;
-  std::vector<BlockShifts> best_blocks;
   for (const Origins& origin : origins_of(shape)) {
     std::int64_t q[kTileAxes] = {shape.problem.batch};
     for (int axis = 0; axis < kAxes; ++axis) q[1 + axis] = grid_of(shape, origin, axis).count;
@@ -297,23 +294,22 @@ std::variant<GemmPlan, std::string> plan_gemm(const Request& request, const Devi
       std::vector<BlockShifts> blocks = block_shifts(shape, origin, rows, channels);
       if (config.grouped()) candidates = packed_boxes(config.pixels, q, blocks, even);
       for (const TileBox& box : candidates) {
+        const double tiles = tiles_of(work, q, box, channels), phase_blocks = double(blocks.size());
+        const auto least = work_of_tile(work, blocks, box, channels, Patches::least);
+        std::optional<TileWork> tile;   // cutting shifts into groups takes time: not for what loses anyway
         for (std::int32_t splits = 1; splits <= (config.grouped() ? 1 : 64); splits *= 2) {
-          if (splits > 1 && !can_split(work, blocks, q, box, channels, splits)) break;
-          // Cutting shifts into groups takes time: not for what loses anyway.
-          if (best && cost_of(work, blocks, q, box, channels, splits, Patches::least)->total >= best->cost.total)
-            continue;
-          const auto cost = cost_of(work, blocks, q, box, channels, splits, Patches::exact);
-          if (!cost) break;
-          if (!best || cost->total < best->cost.total) {
-            best = Candidate{origin, channels, splits, box, *cost};
-            best_blocks = blocks;
-          }
+          if (splits > 1 && !can_split(work, tiles * phase_blocks, blocks[0].spans.size(), splits)) break;
+          if (best && cost_of(work, *least, tiles, phase_blocks, splits).total >= best->cost.total) continue;
+          if (!tile) tile = work_of_tile(work, blocks, box, channels, Patches::exact);
+          if (!tile) break;
+          const GemmCost cost = cost_of(work, *tile, tiles, phase_blocks, splits);
+          if (!best || cost.total < best->cost.total) best = Candidate{origin, channels, splits, box, cost, rows};
         }
       }
     }
   }
   if (!best) return "no tile's patch fits shared memory";
-  return build(work, *best, best_blocks, request);
+  return build(work, *best, request);
 }
 
 GemmLaunch bind(const GemmPlan& plan, const Pointers& pointers) {

@@ -6,6 +6,7 @@
 #include <optional>
 
 #include "launch/gemm_cost.hpp"
+#include "launch/gemm_tables.hpp"
 
 namespace convt {
 
@@ -41,7 +42,7 @@ struct Work {
     return double(shape.problem.taps() * shape.problem.in_channels * shape.problem.group_out_channels());
   }
   // Blocks of rows, channels and taps.
-  double tiles(std::int64_t octets_of_block, std::size_t tap_blocks) const {
+  double tiles(std::int64_t octets_of_block, std::int64_t tap_blocks) const {
     return double(shape.problem.groups * row_blocks() * ceil_div(octets(), octets_of_block)) * double(tap_blocks);
   }
   std::int64_t octets() const { return ceil_div(shape.in_channels, kOctet); }
@@ -57,10 +58,9 @@ double boxes_of(const std::int64_t (&q)[kTileAxes], const TileBox& box) {
 
 struct Candidate {
   std::int32_t octets = 0;
+  std::int64_t taps = 0;          // of a block, at most
   std::int64_t splits = 1;
   TileBox box{};
-  std::vector<PatchGroup> groups;
-  std::vector<ShiftRecord> shifts;
   GemmCost cost;
 };
 
@@ -71,17 +71,14 @@ std::int64_t shared_of(const Work& work, std::int64_t octets, std::int64_t pixel
 }
 
 // docs/kernels.md explains every term. Cycles are a multiprocessor's, for one box of one thread block.
-GemmCost cost_of(const Work& work, const Candidate& choice, const std::int64_t (&q)[kTileAxes]) {
+GemmCost cost_of(const Work& work, const Candidate& choice, const PatchTotals& patches,
+                 const std::int64_t (&q)[kTileAxes]) {
   const WeightConfig& config = work.config;
   const Problem& problem = work.shape.problem;
   const bool ieee = work.operand == Operand::ieee, wide = is_float32(work.operand);
   const double bytes = operand_bytes(work.operand), vector = operand_vector(work.operand);
   const double warps = config.warps(), depth = wide ? 8 : 16, steps = config.pixels / depth;
-  double pixels = 0, row_pixels = 0;
-  for (const PatchGroup& made : choice.groups) {
-    pixels = std::max(pixels, double(made.group.pixels));
-    row_pixels = std::max(row_pixels, double(made.group.extent[3]) * double(made.w_phases.size()));
-  }
+  const double pixels = double(patches.most_pixels), row_pixels = double(patches.most_row_pixels);
   const double row_tiles = config.warp_rows() / double(kMmaRows), column_tiles = config.warp_columns() / double(kOctet);
   const double mma = warps * row_tiles * column_tiles * steps;
   const double mma_cycles = work.device.capability >= 90 ? 6.3 : 8.0;   // of a quarter multiprocessor, one mma.sync
@@ -97,7 +94,7 @@ GemmCost cost_of(const Work& work, const Candidate& choice, const std::int64_t (
   const double l2 = elements * bytes * (gathers ? 1 + 24 / (row_pixels * bytes) : 1) +
                     (config.pixels / double(choice.box.tile[3])) * channels * (gathers ? 16 : 0);
 
-  const double boxes = boxes_of(q, choice.box), tiles = work.tiles(choice.octets, choice.groups.size());
+  const double boxes = boxes_of(q, choice.box), tiles = work.tiles(choice.octets, patches.groups);
   const double each = std::ceil(boxes / double(choice.splits));       // boxes of a thread block
   const double resident =
       std::max(1.0, std::min(std::floor(double(work.device.shared_per_multiprocessor) /
@@ -135,33 +132,36 @@ std::vector<std::int64_t> splits_of(const Work& work, double tiles, double boxes
   return made;
 }
 
+// Shifts of grad_input, one of every tap; in spans of at most `taps`.
+BlockShifts shifts_of(const GemmShape& shape) { return std::move(block_shifts(shape, {}, kMmaRows, 1)[0]); }
+std::vector<PatchSpan> tap_blocks(const GemmShape& shape, const BlockShifts& every, std::int64_t taps) {
+  return spans_of(every.shifts, std::int32_t(shape.problem.axes[2].stride), taps);
+}
+
 // Taps per block: those that the columns hold, evenly.
-std::optional<Candidate> best_of(const Work& work, std::int64_t capacity_cut) {
+std::optional<Candidate> best_of(const Work& work, const PatchLimits& limits) {
   std::int64_t q[kTileAxes] = {work.shape.problem.batch};
   for (int axis = 0; axis < kAxes; ++axis) q[1 + axis] = work.shape.axes[axis].output;
   const std::vector<TileBox> candidates = boxes(work.config.pixels, q);
-  const BlockShifts every = block_shifts(work.shape, {}, kMmaRows, 1)[0];
+  const BlockShifts every = shifts_of(work.shape);
   std::optional<Candidate> best;
   std::int64_t previous = 0;
   for (std::int64_t most = work.config.column_tiles(); most >= 1; most = most > 4 ? most * 3 / 4 : most - 1) {
     const std::int64_t octets = ceil_div(work.octets(), ceil_div(work.octets(), most));
     if (octets == previous) continue;
     previous = octets;
-    const std::int64_t taps = work.config.column_tiles() / octets;
+    Candidate choice{std::int32_t(octets), work.config.column_tiles() / octets};
+    BlockShifts block = every;
+    block.spans = tap_blocks(work.shape, every, choice.taps);
     for (const TileBox& box : candidates) {
-      Candidate choice;
-      choice.octets = std::int32_t(octets);
+      const auto patches = patch_totals(work.shape, block, box, limits);
+      if (!patches || shared_of(work, octets, patches->most_pixels) > shared_capacity(work.device, work.blocks)) {
+        continue;
+      }
       choice.box = box;
-      BlockShifts all = every;
-      choice.groups = group_shifts(work.shape, all, box, capacity_cut, 0, taps);
-      choice.shifts = std::move(all.shifts);
-      std::int64_t pixels = 0;
-      for (const PatchGroup& made : choice.groups) pixels = std::max<std::int64_t>(pixels, made.group.pixels);
-      if (pixels == 0 || shared_of(work, octets, pixels) > shared_capacity(work.device, work.blocks)) continue;
-      const double tiles = work.tiles(octets, choice.groups.size());
-      for (const std::int64_t splits : splits_of(work, tiles, boxes_of(q, box))) {
+      for (const std::int64_t splits : splits_of(work, work.tiles(octets, patches->groups), boxes_of(q, box))) {
         choice.splits = splits;
-        choice.cost = cost_of(work, choice, q);
+        choice.cost = cost_of(work, choice, *patches, q);
         if (!best || choice.cost.total < best->cost.total) best = choice;
       }
     }
@@ -169,7 +169,7 @@ std::optional<Candidate> best_of(const Work& work, std::int64_t capacity_cut) {
   return best;
 }
 
-std::variant<WeightPlan, std::string> build(const Work& work, const Candidate& choice) {
+std::variant<WeightPlan, std::string> build(const Work& work, const Candidate& choice, const PatchLimits& limits) {
   const Request& request = work.request;
   const Problem& problem = request.problem;
   WeightPlan plan;
@@ -203,16 +203,18 @@ std::variant<WeightPlan, std::string> build(const Work& work, const Candidate& c
 
   const bool split = choice.splits > 1;
   const std::int64_t in_channels = problem.group_in_channels(), out_channels = problem.group_out_channels();
+  BlockShifts every = shifts_of(work.shape);
+  every.spans = tap_blocks(work.shape, every, choice.taps);
   std::vector<WeightBlock> blocks;
   std::vector<WeightTap> taps;
   std::vector<std::int32_t> rows;
   bool interleaved = false;
-  for (const PatchGroup& made : choice.groups) {
+  for (const PatchGroup& made : group_shifts(work.shape, every, choice.box, limits)) {
     ShiftGroup group = made.group;
     group.row = add_row(rows, made);
     interleaved = interleaved || made.w_phases.size() > 1;
     for (int at = 0; at < group.shifts; ++at) {
-      const ShiftRecord& record = choice.shifts[group.first_shift + at];
+      const ShiftRecord& record = every.shifts[group.first_shift + at];
       WeightTap tap{0, record.pixel_offset, 0};
       std::int64_t phase = record.phase, flat = 0, pitch = 1;
       for (int axis = kAxes - 1; axis >= 0; --axis) {
@@ -305,12 +307,14 @@ std::variant<WeightPlan, std::string> plan_weight(const Request& request, const 
   const GemmShape shape = gemm_shape(patches);
   for (int blocks = config.blocks_of(operand); blocks > 0; --blocks) {
     const Work work{request, shape, device, config, operand, blocks};
-    if (const auto best = best_of(work, kUnlimited)) return build(work, *best);
+    const PatchLimits limits{kUnlimited, 0};
+    if (const auto best = best_of(work, limits)) return build(work, *best, limits);
   }
   // Filters that reach far: patches are cut until they fit.
   for (std::int64_t capacity = 2048; capacity >= config.pixels; capacity /= 2) {
     const Work work{request, shape, device, config, operand, 1};
-    if (const auto best = best_of(work, capacity)) return build(work, *best);
+    const PatchLimits limits{capacity, 0};
+    if (const auto best = best_of(work, limits)) return build(work, *best, limits);
   }
   return "needs more shared memory than this GPU gives a thread block";
 }
