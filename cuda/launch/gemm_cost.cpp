@@ -16,11 +16,10 @@ std::int64_t shared_capacity(const DeviceTraits& device, std::int64_t blocks) {
   return std::min(device.shared_per_block, device.shared_per_multiprocessor / blocks - reserved);
 }
 
-double memory_time(const Problem& problem, double element_bytes, double further, const DeviceTraits& device) {
-  return (double(problem.batch * problem.out_channels * problem.output_pixels()) * element_bytes +
-          double(problem.batch * problem.in_channels * problem.input_pixels()) * element_bytes +
-          double(problem.in_channels * problem.group_out_channels() * problem.taps()) * element_bytes + further) /
-         device.memory_gbs * 1e-3;
+double tensor_bytes(const Problem& problem, double element_bytes) {
+  return double(problem.batch * problem.out_channels * problem.output_pixels()) * element_bytes +
+         double(problem.batch * problem.in_channels * problem.input_pixels()) * element_bytes +
+         double(problem.in_channels * problem.group_out_channels() * problem.taps()) * element_bytes;
 }
 
 double overlapped(const GemmCost& cost, int norm) {
@@ -68,19 +67,12 @@ constexpr Sides kWarpgroups{0.74, 1.7, 1300, 5.85, 6150, 0.29, 1.98, 0.65, 0.38,
 
 // Bytes through L2 for those that a row of a patch has. Rows that start anywhere take a sector more than they fill; pixels of one
 // phase among several lie apart.
-double row_waste(const GemmWork& work, const PatchSpan& span, std::int32_t tile_w) {
+double row_waste(const GemmWork& work, const PatchSpan& span, double tile_w) {
   if (work.shape.gathers_along_channels()) return 1;
   const double bytes = operand_bytes(work.operand), columns = tile_w + span.high[2] - span.low[2];
   const double useful = columns * span.w_phases * bytes;
   const double touched = std::min(columns * double(work.shape.axes[2].step) * bytes, columns * span.w_phases * 32);
   return (std::max(touched, useful) + 24) / useful;
-}
-
-// The same of the tile without a halo, for all phases of the input that are read.
-double least_pixels(const BlockShifts& block, const TileBox& box) {
-  double phases = 0;
-  for (const PatchSpan& span : block.spans) phases += span.w_phases;
-  return double(box.positions()) * std::max(phases, 1.0);
 }
 
 }  // namespace
@@ -115,6 +107,16 @@ std::int32_t aligned_bytes(const GemmShape& shape, std::int32_t element_bytes) {
   return std::int32_t(places & -places);
 }
 
+namespace {
+
+// Of tiles that are not staged; pairs leave as singles do.
+WayOut own_way(const GemmWork& work, std::int32_t block_channels) {
+  if (work.by_pixels && block_channels % operand_vector(work.operand) == 0) return WayOut::pixels;
+  return work.by_rows ? WayOut::rows : WayOut::singles;
+}
+
+}  // namespace
+
 WayOut way_out(const GemmWork& work, const TileBox& box, std::int32_t block_channels) {
   const GemmShape& shape = work.shape;
   std::int64_t reach = (box.tile[0] - 1) * shape.output[0];
@@ -126,17 +128,31 @@ WayOut way_out(const GemmWork& work, const TileBox& box, std::int32_t block_chan
     even = even && (axis == kAxes - 1 || shape.output[2 + axis] % 2 == 0 || along.output == 1);
   }
   if (reach * 4 > std::numeric_limits<std::int32_t>::max()) return WayOut::staged;
-  if (leaves_by_pixels(shape, work.config) && block_channels % operand_vector(work.operand) == 0) return WayOut::pixels;
-  if (leaves_by_rows(shape, work.config, operand_bytes(work.operand))) return WayOut::rows;
+  if (const WayOut own = own_way(work, block_channels); own != WayOut::singles) return own;
   // Every tile begins where a pair may. Rows of packed tiles do as well; elsewhere pairs would straddle rows of odd tiles.
   const bool even_tile = box.tile[3] % 2 == 0, pairs = even_tile || box.tile[3] >= shape.axes[2].output;
   if (phases || shape.output[4] != 1 || (!even_tile && !box.packed)) return WayOut::staged;
   return pairs && even && shape.output[0] % 2 == 0 && shape.output[1] % 2 == 0 ? WayOut::pairs : WayOut::singles;
 }
 
+namespace {
+
+// What the work of a tile depends on, of its box.
+struct TileExtent {
+  double positions, row;   // along W
+  WayOut way;
+};
+// A phase block's patches.
+struct Patches {
+  double pixels;
+  double rounds;           // of all threads, to load them
+  double conflicts;        // of this block and those before
+};
+
 // docs/kernels.md explains every term. Cycles are a multiprocessor's.
-std::optional<TileWork> work_of_tile(const GemmWork& work, std::vector<BlockShifts>& blocks, const TileBox& box,
-                                     std::int32_t block_channels, Patches patches) {
+template <class PatchesOf>
+std::optional<TileWork> work_of(const GemmWork& work, std::vector<BlockShifts>& blocks, const TileExtent& tile,
+                                std::int32_t block_channels, const PatchesOf& patches_of) {
   const GemmShape& shape = work.shape;
   const TileConfig& config = work.config;
   const int vector = operand_vector(work.operand), bytes = operand_bytes(work.operand);
@@ -144,51 +160,45 @@ std::optional<TileWork> work_of_tile(const GemmWork& work, std::vector<BlockShif
   const double vectors = std::ceil(double(shape.in_channels) / vector);
   const bool grouped = config.grouped(), ieee = work.operand == Operand::ieee;
 
-  double mma = 0, shared = 0, issue = 0, l2 = 0, steps = 0, loading = 0, leaving = 0, conflicts = 1;
+  double mma = 0, shared = 0, issue = 0, l2 = 0, steps = 0, loading = 0, leaving = 0;
   const double filter_loads = config.warp_rows() / kMmaRows * filter_copies(work.operand);
   const double patch_loads = config.warp_pixels() / 16.0;
   const double loads = shape.gathers_along_channels() ? 1 : vector;    // instructions per 16 bytes
-  const WayOut way = way_out(work, box, block_channels);
   for (BlockShifts& block : blocks) {
-    double pixels = least_pixels(block, box);
-    if (patches == Patches::exact && !block.shifts.empty()) {
-      const auto totals = patch_totals(shape, block, box, {work.capacity, config.planes});
-      if (!totals) return std::nullopt;
-      pixels = double(totals->pixels);
-      conflicts = std::max(conflicts, totals->conflicts);
-    }
+    const std::optional<Patches> patches = patches_of(block);
+    if (!patches) return std::nullopt;
+    const auto& [pixels, rounds, conflicts] = *patches;
     const double units = block.shifts.empty() ? 0 : pixels * vectors;
-    const double outputs = double(box.positions()) * block.block.outer_count * block.block.w_count *
+    const double outputs = tile.positions * block.block.outer_count * block.block.w_count *
                            std::min<std::int64_t>(block_channels, shape.out_channels);
     const double own = double(block.shifts.size());
     mma += (grouped ? own * config.row_tiles() : double(block.row_tiles)) * (config.pixels / kMmaPixels) * mma_steps;
     // A warp's load visits every row of pixels that it covers.
-    double row_pixels = box.tile[3], input_waste = 1;
+    double row_pixels = tile.row, input_waste = 1;
     if (!block.spans.empty()) {
       const PatchSpan& span = block.spans[0];
-      row_pixels = (box.tile[3] + span.high[2] - span.low[2]) * span.w_phases;
-      input_waste = row_waste(work, span, box.tile[3]);
+      row_pixels = (tile.row + span.high[2] - span.low[2]) * span.w_phases;
+      input_waste = row_waste(work, span, tile.row);
     }
     const double lines = units * loads / 32 * (1 + 32 / row_pixels);
     const double operands = grouped ? 96 : config.warps() * 4 * (filter_loads + patch_loads * conflicts);
     shared += own * mma_steps * operands + own * chunks * config.slab_bytes(work.operand) / 128.0 + units / 8 + lines +
               3.0 * config.rows * config.pixels / 32 + outputs / 32;
     // Warp instructions, counted in the compiled code.
-    const double batches =
-        block.shifts.empty() ? 0 : std::ceil(pixels / config.threads()) * config.planes * vector / 16 * chunks;
-    const double rows = outputs / (double(box.tile[3]) * block.block.w_count);
+    const double batches = block.shifts.empty() ? 0 : rounds * config.planes * vector / 16 * chunks;
+    const double rows = outputs / (tile.row * block.block.w_count);
     const bool whole = block.block.w_count == shape.axes[2].stride || shape.output[1] == 1;
     const double pieces = outputs * bytes / 16 + rows * (shape.output[1] == 1 ? 0 : 4);
     const double sums = config.warp_rows() * config.warp_pixels() / 32.0;
     const double staged = pieces / 32 * (whole ? 40 : 120) + config.warps() * 400.0;
-    leaving += way == WayOut::staged   ? (grouped ? 4 : 1) * staged   // while loaders wait
-               : way == WayOut::pixels ? config.warps() * (200.0 + sums * (bytes == 2 ? 5 : 9))
-               : way == WayOut::rows   ? config.warps() * (400.0 + sums * (bytes == 2 ? 20 : 32))
-                                       : config.warps() * (240.0 + 2 * sums);
+    leaving += tile.way == WayOut::staged   ? (grouped ? 4 : 1) * staged   // while loaders wait
+               : tile.way == WayOut::pixels ? config.warps() * (200.0 + sums * (bytes == 2 ? 5 : 9))
+               : tile.way == WayOut::rows   ? config.warps() * (400.0 + sums * (bytes == 2 ? 20 : 32))
+                                            : config.warps() * (240.0 + 2 * sums);
     loading += batches * config.warps() * (60 + (loads > 1 ? 70 : 0));
     issue += own * mma_steps * config.warps() * (filter_loads + patch_loads * (ieee ? 9 : 1) + 8) +
              own * chunks * config.warps() * 45;
-    const double output_row = double(box.tile[3]) * block.block.w_count * bytes;
+    const double output_row = tile.row * block.block.w_count * bytes;
     const double output_waste = shape.output[1] == 1 ? 1 : 1 + 48 / output_row;
     l2 += units * 16 * input_waste + own * chunks * config.slab_bytes(work.operand) + outputs * bytes * output_waste;
     steps += own * chunks;
@@ -198,6 +208,33 @@ std::optional<TileWork> work_of_tile(const GemmWork& work, std::vector<BlockShif
   return TileWork{mma, shared, issue, l2, steps, loading, leaving, aside};
 }
 
+constexpr double kRounding = 1 - 1e-9;   // of sums in another order
+
+constexpr double TileWork::* kParts[] = {&TileWork::mma,   &TileWork::shared,  &TileWork::issue,   &TileWork::l2,
+                                         &TileWork::steps, &TileWork::loading, &TileWork::leaving, &TileWork::aside};
+
+// `more` and `less` are as many times `by`.
+TileWork sum(TileWork of, double by, const TileWork& more, const TileWork& less = {}) {
+  for (double TileWork::* const part : kParts) of.*part += by * (more.*part - less.*part);
+  return of;
+}
+
+}  // namespace
+
+std::optional<TileWork> work_of_tile(const GemmWork& work, std::vector<BlockShifts>& blocks, const TileBox& box,
+                                     std::int32_t block_channels) {
+  const TileExtent tile{double(box.positions()), double(box.tile[3]), way_out(work, box, block_channels)};
+  double conflicts = 1;
+  const auto patches_of = [&](BlockShifts& block) -> std::optional<Patches> {
+    if (block.shifts.empty()) return Patches{1, 0, conflicts};
+    const auto totals = patch_totals(work.shape, block, box, {work.capacity, work.config.planes});
+    if (!totals) return std::nullopt;
+    conflicts = std::max(conflicts, totals->conflicts);
+    return Patches{double(totals->pixels), std::ceil(double(totals->pixels) / work.config.threads()), conflicts};
+  };
+  return work_of(work, blocks, tile, block_channels, patches_of);
+}
+
 double tiles_of(const GemmWork& work, const std::int64_t (&q)[kTileAxes], const TileBox& box,
                 std::int32_t block_channels) {
   double tiles = double(work.shape.problem.groups * ceil_div(work.shape.out_channels, block_channels));
@@ -205,7 +242,11 @@ double tiles_of(const GemmWork& work, const std::int64_t (&q)[kTileAxes], const 
   return tiles;
 }
 
-GemmCost cost_of(const GemmWork& work, const TileWork& tile, double tiles, double phase_blocks, std::int32_t splits) {
+namespace {
+
+// `per_sm`: thread blocks that a multiprocessor gets; `first`: the work of the first tile, that nothing hides.
+GemmCost cost_in(const GemmWork& work, const TileWork& tile, const TileWork& first, const Launch& launch,
+                 double per_sm) {
   const GemmShape& shape = work.shape;
   const DeviceTraits& device = work.device;
   const TileConfig& config = work.config;
@@ -213,33 +254,32 @@ GemmCost cost_of(const GemmWork& work, const TileWork& tile, double tiles, doubl
   // Of a quarter multiprocessor, one mma.sync, or as much of a wgmma.
   const double mma_cycles = grouped ? 4.6 : device.capability >= 90 ? 6.3 : 8.0;
   constexpr double l2_bytes_per_cycle = 40;
-  const auto& [mma, shared, issue, l2, steps, loading, leaving, aside] = tile;
-  const double cycle = 1e-3 / device.clock_ghz, each = phase_blocks * splits;
-  const double per_sm = std::max(1.0, std::ceil(tiles * each / device.multiprocessors - 0.15));
+  const double cycle = 1e-3 / device.clock_ghz, each = launch.each();
   const double share = per_sm / each * cycle;
-  const double partial = splits > 1 ? tiles * each * config.rows * config.pixels * 4 : 0;
+  const double partial = launch.splits > 1 ? launch.tiles * each * config.rows * config.pixels * 4 : 0;
   GemmCost cost;
   // Two warps along rows read every patch fragment twice: 6 % on problem 69, nothing on 64 (H200).
-  cost.tensor = mma * (ieee ? 3 : 1) * mma_cycles / 4 * share * (config.warps_m > 1 ? 1.06 : 1);
-  cost.shared = shared * share;
-  cost.issue = issue / 4 * share;
-  cost.l2 = l2 / l2_bytes_per_cycle * share;
-  cost.bytes = l2 * tiles + 2 * partial;
-  cost.memory = memory_time(shape.problem, operand_bytes(work.operand), 2 * partial, device);
+  cost.tensor = tile.mma * (ieee ? 3 : 1) * mma_cycles / 4 * share * (config.warps_m > 1 ? 1.06 : 1);
+  cost.shared = tile.shared * share;
+  cost.issue = tile.issue / 4 * share;
+  cost.l2 = tile.l2 / l2_bytes_per_cycle * share;
+  cost.bytes = tile.l2 * launch.tiles + 2 * partial;
+  cost.memory = (work.bytes + 2 * partial) / device.memory_gbs * 1e-3;
   const double resident = std::min<double>(work.blocks, per_sm);
   if (grouped) {
-    const double out = kWarpgroups.leaving * leaving / 4 * share, in = kWarpgroups.loading * loading / 4 * share;
+    const auto in = [&](const TileWork& of) { return kWarpgroups.loading * of.loading / 4 * share; };
+    const auto out = [&](const TileWork& of) { return kWarpgroups.leaving * of.leaving / 4 * share; };
     const double visit = per_sm / resident * cycle;
-    cost.tensor = kWarpgroups.products * cost.tensor + out + kWarpgroups.multiplied_tile * visit;
-    cost.issue = in + kWarpgroups.loaded_tile * visit;
+    cost.tensor = kWarpgroups.products * cost.tensor + out(tile) + kWarpgroups.multiplied_tile * visit;
+    cost.issue = in(tile) + kWarpgroups.loaded_tile * visit;
     cost.shared *= kWarpgroups.shared;
     cost.l2 *= kWarpgroups.l2;
     cost.memory *= kWarpgroups.memory;
-    cost.total = overlapped(cost, 2) + kWarpgroups.first * (in + out) / per_sm + kWarpgroups.launch;
+    cost.total = overlapped(cost, 2) + kWarpgroups.first * (in(first) + out(first)) / per_sm + kWarpgroups.launch;
     return cost;
   }
   // What a thread block waits for alone: first patch and filter, barriers, the way out. Neighbours hide their share of it.
-  const double latency = per_sm * (2500 + steps / each * 90) / resident * cycle;
+  const double latency = per_sm * (2500 + tile.steps / each * 90) / resident * cycle;
   const Weights& weights = ieee ? kIeee : kWarps;
   cost.tensor *= weights.tensor;
   cost.shared *= weights.shared;
@@ -247,11 +287,64 @@ GemmCost cost_of(const GemmWork& work, const TileWork& tile, double tiles, doubl
   cost.l2 *= weights.l2;
   cost.memory *= weights.memory;
   // Prologue and epilogue do not overlap with their own thread block's products.
-  const double alone = (aside / 4 * share + latency) * weights.alone;
+  const double alone = (tile.aside / 4 * share + latency) * weights.alone;
   const double seen = shape.op == Operator::forward || ieee ? 1.0 : 1.15;
   // Splits wait for each other, and the last one reads what all have written.
-  cost.total = (overlapped(cost, weights.norm) + alone) * seen + weights.launch + 4 * std::log2(splits);
+  cost.total = (overlapped(cost, weights.norm) + alone) * seen + weights.launch + 4 * std::log2(launch.splits);
   return cost;
+}
+
+}  // namespace
+
+GemmCost cost_of(const GemmWork& work, const TileWork& tile, const Launch& launch) {
+  const double per_sm = std::max(1.0, std::ceil(launch.tiles * launch.each() / work.device.multiprocessors - 0.15));
+  return cost_in(work, tile, tile, launch, per_sm);
+}
+
+TileFloor::TileFloor(const GemmWork& work, std::vector<BlockShifts>& blocks, std::int32_t block_channels)
+    : work(work), phase_blocks(double(blocks.size())), block_channels(block_channels) {
+  const auto probe = [&](double positions, double row, WayOut way) {
+    const auto patches_of = [&](BlockShifts& block) -> std::optional<Patches> {
+      double phases = 0;
+      for (const PatchSpan& span : block.spans) phases += span.w_phases;
+      const double pixels = positions * std::max(phases, 1.0);
+      return Patches{pixels, pixels / work.config.threads(), 1};
+    };
+    return *work_of(work, blocks, {positions, row, way}, block_channels, patches_of);
+  };
+  constexpr double endless = 1e15;
+  const auto part_of = [&](WayOut way) {
+    const TileWork fixed = probe(0, endless, way), position = probe(1, endless, way), row = probe(1, 1, way);
+    return Parts{fixed, sum({}, 1, position, fixed), sum({}, 1, row, position)};
+  };
+  staged = part_of(WayOut::staged);
+  own = part_of(own_way(work, block_channels));
+}
+
+TileWork TileFloor::of(const TileBox& box) const {
+  const Parts& parts = way_out(work, box, block_channels) == WayOut::staged ? staged : own;
+  const double positions = double(box.positions());
+  return sum(sum(parts.fixed, positions, parts.position), positions / box.tile[3], parts.row);
+}
+
+// Boxes do not tile better than this one, a row as long as the tile, as many times as it goes into all positions. Of a last wave
+// 0.15 are forgiven; 1.15 waves are the fewest for what they compute, and splits may come to them.
+double TileFloor::time(const std::int64_t (&q)[kTileAxes]) const {
+  double tiles = double(work.shape.problem.groups * ceil_div(work.shape.out_channels, block_channels));
+  for (const std::int64_t extent : q) tiles *= double(extent);
+  tiles /= work.config.pixels;
+  const double waves = tiles * phase_blocks / work.device.multiprocessors;
+  const double per_sm = waves < 1.15 ? waves / 1.15 : waves - 0.15;
+  const auto time_of = [&](const Parts& parts) {
+    TileWork tile = sum(parts.fixed, work.config.pixels, parts.position);
+    tile.steps = 0;
+    return cost_in(work, tile, parts.fixed, {tiles, phase_blocks, 1}, per_sm).total;
+  };
+  return std::min(time_of(staged), time_of(own)) * kRounding;
+}
+
+double TileFloor::time(const TileBox& box, const Launch& launch) const {
+  return cost_of(work, of(box), launch).total * kRounding;
 }
 
 }  // namespace convt

@@ -14,8 +14,8 @@ inline constexpr double kMaxPartialBytes = 64 << 20;   // of sums that are split
 // What thread blocks may have each so that `blocks` of them fit a multiprocessor, bytes.
 std::int64_t shared_capacity(const DeviceTraits& device, std::int64_t blocks);
 
-// Microseconds to move every tensor of a problem, and `further` bytes, once.
-double memory_time(const Problem& problem, double element_bytes, double further, const DeviceTraits& device);
+// Bytes of every tensor of a problem, once.
+double tensor_bytes(const Problem& problem, double element_bytes);
 
 // Units overlap, but not perfectly: a norm (2, 4 or 8) of what each needs.
 double overlapped(const GemmCost& cost, int norm = 4);
@@ -35,6 +35,8 @@ struct GemmWork {
   Operand operand;
   int blocks;                     // that a multiprocessor holds
   std::int64_t capacity;          // pixels of a patch
+  double bytes;                   // of all tensors
+  bool by_pixels, by_rows;        // what leaves_by_pixels and leaves_by_rows say
 
   double mma_steps() const { return std::ceil(double(shape.in_channels) / (kMmaPlanes * operand_vector(operand))); }
   double chunks() const { return std::ceil(mma_steps() * kMmaPlanes / config.planes); }
@@ -50,22 +52,43 @@ bool leaves_by_rows(const GemmShape& shape, const TileConfig& config, std::int32
 // Bytes of the widest stores, at most 16, for which all rows of the output are aligned, or all pixels, if they begin where the first does.
 std::int32_t aligned_bytes(const GemmShape& shape, std::int32_t element_bytes);
 
-// What a patch is taken for: itself, or the tile without a halo, which is never more and soon told.
-enum class Patches { exact, least };
-
 // What a tile keeps the units of a multiprocessor busy with, its phase blocks together.
 struct TileWork {
-  double mma, shared, issue, l2, steps;
-  double loading, leaving, aside;   // of warp instructions
+  double mma = 0, shared = 0, issue = 0, l2 = 0, steps = 0;
+  double loading = 0, leaving = 0, aside = 0;   // of warp instructions
 };
 // Nothing when a patch does not fit.
 std::optional<TileWork> work_of_tile(const GemmWork& work, std::vector<BlockShifts>& blocks, const TileBox& box,
-                                     std::int32_t block_channels, Patches patches);
+                                     std::int32_t block_channels);
 
 // Tiles of a box, each of all phase blocks.
 double tiles_of(const GemmWork& work, const std::int64_t (&q)[kTileAxes], const TileBox& box,
                 std::int32_t block_channels);
 
-GemmCost cost_of(const GemmWork& work, const TileWork& tile, double tiles, double phase_blocks, std::int32_t splits);
+struct Launch {
+  double tiles, phase_blocks;
+  std::int32_t splits;
+  double each() const { return phase_blocks * splits; }
+};
+GemmCost cost_of(const GemmWork& work, const TileWork& tile, const Launch& launch);
+
+// Times that no box falls below, soon told: the work of patches without a halo is linear in a tile's positions and in its rows.
+class TileFloor {
+ public:
+  TileFloor(const GemmWork& work, std::vector<BlockShifts>& blocks, std::int32_t block_channels);
+  double time(const TileBox& box, const Launch& launch) const;
+  double time(const std::int64_t (&q)[kTileAxes]) const;   // of all boxes, however they are split
+
+ private:
+  struct Parts {
+    TileWork fixed, position, row;
+  };
+  TileWork of(const TileBox& box) const;
+
+  const GemmWork& work;
+  double phase_blocks;
+  std::int32_t block_channels;
+  Parts staged, own;              // by the way out
+};
 
 }  // namespace convt

@@ -52,11 +52,11 @@ struct Candidate {
   std::int32_t rows = 0;            // of a tile, that may have channels
 };
 
-// `blocks`: of a launch that is not split.
-bool can_split(const GemmWork& work, double blocks, std::size_t spans, std::int32_t splits) {
-  const double bytes = blocks * splits * work.config.rows * work.config.pixels * 4;
-  return splits <= work.chunks() * double(spans) && bytes <= kMaxPartialBytes &&
-         blocks * splits <= 2.0 * work.device.multiprocessors * work.blocks;
+bool can_split(const GemmWork& work, const Launch& launch, std::size_t spans) {
+  const double blocks = launch.tiles * launch.each();
+  return launch.splits <= work.chunks() * double(spans) &&
+         blocks * work.config.rows * work.config.pixels * 4 <= kMaxPartialBytes &&
+         blocks <= 2.0 * work.device.multiprocessors * work.blocks;
 }
 
 // Without output phases there is nothing to choose.
@@ -265,8 +265,15 @@ std::variant<GemmPlan, std::string> plan_gemm(const Request& request, const Devi
   const int fitting = blocks_that_fit(config, operand, device);
   if (fitting == 0) return "needs more shared memory than this GPU gives a thread block";
   const bool interleaved = shape.axes[2].step > 1;
-  const GemmWork work{shape,   device,  config,
-                      operand, fitting, pixel_capacity(config, operand, device, fitting, interleaved)};
+  const GemmWork work{shape,
+                      device,
+                      config,
+                      operand,
+                      fitting,
+                      pixel_capacity(config, operand, device, fitting, interleaved),
+                      tensor_bytes(shape.problem, operand_bytes(operand)),
+                      leaves_by_pixels(shape, config),
+                      leaves_by_rows(shape, config, operand_bytes(operand))};
 
   const int vector = operand_vector(operand);
   const std::int64_t out_channels = shape.out_channels;
@@ -292,18 +299,21 @@ std::variant<GemmPlan, std::string> plan_gemm(const Request& request, const Devi
       if ((whole_blocks || by_pixels) && channels % vector != 0) continue;
       if (channels > (by_pixels ? 8 : 1) && channels * wide > rows) continue;
       std::vector<BlockShifts> blocks = block_shifts(shape, origin, rows, channels);
+      const TileFloor floor(work, blocks, channels);
+      if (best && floor.time(q) >= best->cost.total) continue;
       if (config.grouped()) candidates = packed_boxes(config.pixels, q, blocks, even);
       for (const TileBox& box : candidates) {
-        const double tiles = tiles_of(work, q, box, channels), phase_blocks = double(blocks.size());
-        const auto least = work_of_tile(work, blocks, box, channels, Patches::least);
+        Launch launch{tiles_of(work, q, box, channels), double(blocks.size()), 1};
         std::optional<TileWork> tile;   // cutting shifts into groups takes time: not for what loses anyway
-        for (std::int32_t splits = 1; splits <= (config.grouped() ? 1 : 64); splits *= 2) {
-          if (splits > 1 && !can_split(work, tiles * phase_blocks, blocks[0].spans.size(), splits)) break;
-          if (best && cost_of(work, *least, tiles, phase_blocks, splits).total >= best->cost.total) continue;
-          if (!tile) tile = work_of_tile(work, blocks, box, channels, Patches::exact);
+        for (; launch.splits <= (config.grouped() ? 1 : 64); launch.splits *= 2) {
+          if (launch.splits > 1 && !can_split(work, launch, blocks[0].spans.size())) break;
+          if (best && floor.time(box, launch) >= best->cost.total) continue;
+          if (!tile) tile = work_of_tile(work, blocks, box, channels);
           if (!tile) break;
-          const GemmCost cost = cost_of(work, *tile, tiles, phase_blocks, splits);
-          if (!best || cost.total < best->cost.total) best = Candidate{origin, channels, splits, box, cost, rows};
+          const GemmCost cost = cost_of(work, *tile, launch);
+          if (!best || cost.total < best->cost.total) {
+            best = Candidate{origin, channels, launch.splits, box, cost, rows};
+          }
         }
       }
     }

@@ -110,7 +110,7 @@ GemmCost cost_of(const Work& work, const Candidate& choice, const PatchTotals& p
   cost.l2 = l2 / 40 * all;
   const double partial = choice.splits > 1 ? 8 * work.weights() * double(choice.splits) : 0;   // written and read
   cost.bytes = l2 * boxes * tiles + partial;
-  cost.memory = memory_time(problem, bytes, 0, work.device);
+  cost.memory = tensor_bytes(problem, bytes) / work.device.memory_gbs * 1e-3;
   // A box takes no less than its barrier and the latency of what is fetched behind it.
   const double latency = per_sm / std::min(resident, per_sm) * (3000 + each * 400) * cycle;
   // Partial sums stay in L2 mostly; their sum is a launch of its own.
