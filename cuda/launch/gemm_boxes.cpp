@@ -1,6 +1,7 @@
 #include "launch/gemm_boxes.hpp"
 
 #include <algorithm>
+#include <utility>
 
 namespace convt {
 namespace {
@@ -19,6 +20,13 @@ std::vector<std::int32_t> extents(std::int64_t count, std::int64_t most) {
   return made;
 }
 
+std::vector<TileBox> counted(std::vector<TileBox> made, const std::int64_t (&q)[kTileAxes]) {
+  for (TileBox& box : made) {
+    for (int axis = 0; axis < kTileAxes; ++axis) box.count *= double(ceil_div(q[axis], box.tile[axis]));
+  }
+  return made;
+}
+
 }  // namespace
 
 std::vector<TileBox> boxes(std::int32_t pixels, const std::int64_t (&q)[kTileAxes]) {
@@ -33,25 +41,26 @@ std::vector<TileBox> boxes(std::int32_t pixels, const std::int64_t (&q)[kTileAxe
       }
     }
   }
-  return made;
+  return counted(std::move(made), q);
 }
 
 namespace {
 
 // Boxes whose positions lie in one run of `pixels` neighbouring pixels.
 std::vector<TileBox> run_boxes(std::int32_t pixels, const std::int64_t (&q)[kTileAxes], TileBox box) {
-  const std::int64_t phases = box.w_phases;
+  const std::int64_t phases = box.packing.w_phases;
   std::vector<TileBox> made;
   // Along W: as the run's pixels are shared by 1, 2, ... rows; then as many rows, slabs and images as fit.
   std::int64_t previous = 0;
   for (std::int64_t rows = 1; rows <= pixels; ++rows) {
-    const std::int64_t pitch = (pixels + box.halo[2]) / rows / (box.even * phases) * (box.even * phases);
-    const std::int64_t most = rows == 1 ? pixels : pitch / phases - box.halo[2];
+    const std::int64_t pitch =
+        (pixels + box.packing.halo[2]) / rows / (box.packing.even * phases) * (box.packing.even * phases);
+    const std::int64_t most = rows == 1 ? pixels : pitch / phases - box.packing.halo[2];
     if (most < 1) break;
     const std::int64_t w = ceil_div(q[3], ceil_div(q[3], std::min(q[3], most)));
     if (w == previous) continue;
     previous = w;
-    const std::int64_t row = round_up((w + box.halo[2]) * phases, box.even);
+    const std::int64_t row = round_up((w + box.packing.halo[2]) * phases, box.packing.even);
     const std::int64_t rows_fit = (pixels - w) / row + 1;
     std::int64_t last_h = 0;
     for (std::int64_t h_most = std::min(q[2], rows_fit); h_most >= 1;
@@ -59,10 +68,10 @@ std::vector<TileBox> run_boxes(std::int32_t pixels, const std::int64_t (&q)[kTil
       const std::int64_t h = ceil_div(q[2], ceil_div(q[2], h_most));
       if (h == last_h) continue;
       last_h = h;
-      const std::int64_t slab = row * (h + box.halo[1]), used = (h - 1) * row + w;
+      const std::int64_t slab = row * (h + box.packing.halo[1]), used = (h - 1) * row + w;
       const std::int64_t d_fit = std::min(q[1], (pixels - used) / slab + 1);
       const std::int64_t d = ceil_div(q[1], ceil_div(q[1], d_fit));
-      const std::int64_t image = slab * (d + box.halo[0]), all = (d - 1) * slab + used;
+      const std::int64_t image = slab * (d + box.packing.halo[0]), all = (d - 1) * slab + used;
       const std::int64_t n_fit = std::min(q[0], (pixels - all) / image + 1);
       box.tile[0] = std::int32_t(ceil_div(q[0], ceil_div(q[0], n_fit)));
       box.tile[1] = std::int32_t(d);
@@ -76,18 +85,22 @@ std::vector<TileBox> run_boxes(std::int32_t pixels, const std::int64_t (&q)[kTil
 
 }  // namespace
 
-std::vector<TileBox> packed_boxes(std::int32_t pixels, const std::int64_t (&q)[kTileAxes],
-                                  const std::vector<BlockShifts>& blocks, std::int32_t even) {
-  TileBox box{{1, 1, 1, 1}, true};
-  box.even = even;
+Packing packing_of(const std::vector<BlockShifts>& blocks, std::int32_t even) {
+  Packing packing;
+  packing.even = even;
   for (const BlockShifts& block : blocks) {
     for (const PatchSpan& span : block.spans) {
       for (int axis = 0; axis < kAxes; ++axis) {
-        box.halo[axis] = std::max(box.halo[axis], span.high[axis] - span.low[axis]);
+        packing.halo[axis] = std::max(packing.halo[axis], span.high[axis] - span.low[axis]);
       }
-      box.w_phases = std::max(box.w_phases, span.w_phases);
+      packing.w_phases = std::max(packing.w_phases, span.w_phases);
     }
   }
+  return packing;
+}
+
+std::vector<TileBox> packed_boxes(std::int32_t pixels, const std::int64_t (&q)[kTileAxes], const Packing& packing) {
+  TileBox box{{1, 1, 1, 1}, true, packing};
   std::vector<TileBox> made;
   for (box.run = pixels; box.run >= kGroupPixels; box.run /= 2) {
     const std::int32_t runs = pixels / box.run;
@@ -111,7 +124,7 @@ std::vector<TileBox> packed_boxes(std::int32_t pixels, const std::int64_t (&q)[k
       }
     }
   }
-  return made;
+  return counted(std::move(made), q);
 }
 
 PatchShape patch_shape(const TileBox& box, const PatchSpan& span) {
@@ -119,10 +132,11 @@ PatchShape patch_shape(const TileBox& box, const PatchSpan& span) {
   shape.conflicts = 1;
   shape.extent[0] = box.tile[0];
   for (int axis = 0; axis < kAxes; ++axis)
-    shape.extent[1 + axis] = box.tile[1 + axis] + (box.packed ? box.halo[axis] : span.high[axis] - span.low[axis]);
+    shape.extent[1 + axis] =
+        box.tile[1 + axis] + (box.packed ? box.packing.halo[axis] : span.high[axis] - span.low[axis]);
   if (box.packed) {
     shape.pitch[3] = 1;
-    shape.pitch[2] = std::int32_t(round_up(shape.extent[3] * box.w_phases, box.even));
+    shape.pitch[2] = std::int32_t(round_up(shape.extent[3] * box.packing.w_phases, box.packing.even));
     shape.pitch[1] = shape.pitch[2] * shape.extent[2];
     shape.pitch[0] = shape.pitch[1] * shape.extent[1];
     shape.pixels = std::int64_t(shape.pitch[0]) * shape.extent[0];

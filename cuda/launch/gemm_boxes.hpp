@@ -5,16 +5,23 @@
 // The positions of a tile, and the pixels that it reads for them.
 namespace convt {
 
-// A tile's extents in q positions: N, D, H, W.
-struct TileBox {
-  std::int32_t tile[kTileAxes];
-  // Of a warpgroup, positions are consecutive pixels of the patch: every patch has the halo of the largest, and as many W phases.
-  bool packed = false;
+// Of a warpgroup, positions are consecutive pixels of the patch: every patch has the halo of the largest, and as many W phases.
+struct Packing {
   std::int32_t halo[kAxes] = {};
   std::int32_t w_phases = 1;
   std::int32_t even = 2;  // rows begin at multiples of so many positions: pairs of sums do not straddle them
+  bool operator==(const Packing&) const = default;
+};
+Packing packing_of(const std::vector<BlockShifts>& blocks, std::int32_t even);
+
+// A tile's extents in q positions: N, D, H, W.
+struct TileBox {
+  std::int32_t tile[kTileAxes];
+  bool packed = false;
+  Packing packing;
   std::int32_t run = 0;  // neighbouring pixels, and how many runs there are along every axis
   std::int32_t runs[kTileAxes] = {1, 1, 1, 1};
+  double count = 1;   // of boxes that cover all positions
   std::int64_t positions() const { return std::int64_t(tile[0]) * tile[1] * tile[2] * tile[3]; }
 };
 
@@ -22,8 +29,7 @@ struct TileBox {
 std::vector<TileBox> boxes(std::int32_t pixels, const std::int64_t (&q)[kTileAxes]);
 
 // Boxes whose positions, with the halo between them, are at most `pixels` consecutive pixels of their patches.
-std::vector<TileBox> packed_boxes(std::int32_t pixels, const std::int64_t (&q)[kTileAxes],
-                                  const std::vector<BlockShifts>& blocks, std::int32_t even);
+std::vector<TileBox> packed_boxes(std::int32_t pixels, const std::int64_t (&q)[kTileAxes], const Packing& packing);
 
 // The patch of a box under a span of shifts. Pitches keep ldmatrix free of bank conflicts where that is cheap.
 struct PatchShape {

@@ -235,13 +235,6 @@ std::optional<TileWork> work_of_tile(const GemmWork& work, std::vector<BlockShif
   return work_of(work, blocks, tile, block_channels, patches_of);
 }
 
-double tiles_of(const GemmWork& work, const std::int64_t (&q)[kTileAxes], const TileBox& box,
-                std::int32_t block_channels) {
-  double tiles = double(work.shape.problem.groups * ceil_div(work.shape.out_channels, block_channels));
-  for (int axis = 0; axis < kTileAxes; ++axis) tiles *= double(ceil_div(q[axis], box.tile[axis]));
-  return tiles;
-}
-
 namespace {
 
 // `per_sm`: thread blocks that a multiprocessor gets; `first`: the work of the first tile, that nothing hides.
@@ -327,7 +320,7 @@ TileWork TileFloor::of(const TileBox& box) const {
   return sum(sum(parts.fixed, positions, parts.position), positions / box.tile[3], parts.row);
 }
 
-// Boxes do not tile better than this one, a row as long as the tile, as many times as it goes into all positions. Of a last wave
+// Boxes do not tile better than this one, of rows as long as they may be, as many times as it goes into all positions. Of a last wave
 // 0.15 are forgiven; 1.15 waves are the fewest for what they compute, and splits may come to them.
 double TileFloor::time(const std::int64_t (&q)[kTileAxes]) const {
   double tiles = double(work.shape.problem.groups * ceil_div(work.shape.out_channels, block_channels));
@@ -336,7 +329,8 @@ double TileFloor::time(const std::int64_t (&q)[kTileAxes]) const {
   const double waves = tiles * phase_blocks / work.device.multiprocessors;
   const double per_sm = waves < 1.15 ? waves / 1.15 : waves - 0.15;
   const auto time_of = [&](const Parts& parts) {
-    TileWork tile = sum(parts.fixed, work.config.pixels, parts.position);
+    const double pixels = work.config.pixels;
+    TileWork tile = sum(sum(parts.fixed, pixels, parts.position), std::max(1.0, pixels / double(q[3])), parts.row);
     tile.steps = 0;
     return cost_in(work, tile, parts.fixed, {tiles, phase_blocks, 1}, per_sm).total;
   };

@@ -61,12 +61,9 @@ struct TileWork {
 std::optional<TileWork> work_of_tile(const GemmWork& work, std::vector<BlockShifts>& blocks, const TileBox& box,
                                      std::int32_t block_channels);
 
-// Tiles of a box, each of all phase blocks.
-double tiles_of(const GemmWork& work, const std::int64_t (&q)[kTileAxes], const TileBox& box,
-                std::int32_t block_channels);
-
 struct Launch {
-  double tiles, phase_blocks;
+  double tiles;           // of all phase blocks each
+  double phase_blocks;
   std::int32_t splits;
   double each() const { return phase_blocks * splits; }
 };

@@ -66,7 +66,7 @@ std::vector<Origins> origins_of(const GemmShape& shape) {
   if (shape.op == Operator::grad_input) return made;
   for (int axis = 0; axis < kAxes; ++axis) {
     const Axis& along = problem.axes[axis];
-    if (along.stride == 1 || along.padding == 0) continue;   // nothing to gain
+    if (along.padding % along.stride == 0) continue;   // the same but for its place
     const std::size_t count = made.size();
     for (std::size_t at = 0; at < count; ++at) {
       made.push_back(made[at]);
@@ -282,7 +282,8 @@ std::variant<GemmPlan, std::string> plan_gemm(const Request& request, const Devi
     std::int64_t q[kTileAxes] = {shape.problem.batch};
     for (int axis = 0; axis < kAxes; ++axis) q[1 + axis] = grid_of(shape, origin, axis).count;
     const std::int32_t even = even_positions(shape, config, operand_bytes(operand));
-    std::vector<TileBox> candidates;   // of warpgroups they depend on the shifts
+    std::optional<Packing> packing;   // of warpgroups: what boxes depend on, of the shifts
+    std::vector<TileBox> candidates;
     if (!config.grouped()) candidates = boxes(config.pixels, q);
     // Rows of the output leave whole unless their phases alone exceed the tile: cut W phases make scalar stores.
     const std::int64_t wide = shape.reached_phases(2);
@@ -301,9 +302,13 @@ std::variant<GemmPlan, std::string> plan_gemm(const Request& request, const Devi
       std::vector<BlockShifts> blocks = block_shifts(shape, origin, rows, channels);
       const TileFloor floor(work, blocks, channels);
       if (best && floor.time(q) >= best->cost.total) continue;
-      if (config.grouped()) candidates = packed_boxes(config.pixels, q, blocks, even);
+      if (config.grouped() && packing != packing_of(blocks, even)) {
+        packing = packing_of(blocks, even);
+        candidates = packed_boxes(config.pixels, q, *packing);
+      }
+      const double channel_tiles = double(shape.problem.groups * ceil_div(out_channels, channels));
       for (const TileBox& box : candidates) {
-        Launch launch{tiles_of(work, q, box, channels), double(blocks.size()), 1};
+        Launch launch{box.count * channel_tiles, double(blocks.size()), 1};
         std::optional<TileWork> tile;   // cutting shifts into groups takes time: not for what loses anyway
         for (; launch.splits <= (config.grouped() ? 1 : 64); launch.splits *= 2) {
           if (launch.splits > 1 && !can_split(work, launch, blocks[0].spans.size())) break;
