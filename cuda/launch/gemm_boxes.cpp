@@ -1,7 +1,6 @@
 #include "launch/gemm_boxes.hpp"
 
 #include <algorithm>
-#include <utility>
 
 namespace convt {
 namespace {
@@ -20,13 +19,6 @@ std::vector<std::int32_t> extents(std::int64_t count, std::int64_t most) {
   return made;
 }
 
-std::vector<TileBox> counted(std::vector<TileBox> made, const std::int64_t (&q)[kTileAxes]) {
-  for (TileBox& box : made) {
-    for (int axis = 0; axis < kTileAxes; ++axis) box.count *= double(ceil_div(q[axis], box.tile[axis]));
-  }
-  return made;
-}
-
 }  // namespace
 
 std::vector<TileBox> boxes(std::int32_t pixels, const std::int64_t (&q)[kTileAxes]) {
@@ -41,7 +33,7 @@ std::vector<TileBox> boxes(std::int32_t pixels, const std::int64_t (&q)[kTileAxe
       }
     }
   }
-  return counted(std::move(made), q);
+  return made;
 }
 
 namespace {
@@ -124,7 +116,7 @@ std::vector<TileBox> packed_boxes(std::int32_t pixels, const std::int64_t (&q)[k
       }
     }
   }
-  return counted(std::move(made), q);
+  return made;
 }
 
 PatchShape patch_shape(const TileBox& box, const PatchSpan& span) {

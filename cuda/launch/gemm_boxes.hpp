@@ -1,5 +1,7 @@
 #pragma once
 
+#include <compare>
+
 #include "launch/gemm_shifts.hpp"
 
 // The positions of a tile, and the pixels that it reads for them.
@@ -10,7 +12,7 @@ struct Packing {
   std::int32_t halo[kAxes] = {};
   std::int32_t w_phases = 1;
   std::int32_t even = 2;  // rows begin at multiples of so many positions: pairs of sums do not straddle them
-  bool operator==(const Packing&) const = default;
+  auto operator<=>(const Packing&) const = default;
 };
 Packing packing_of(const std::vector<BlockShifts>& blocks, std::int32_t even);
 
@@ -21,7 +23,6 @@ struct TileBox {
   Packing packing;
   std::int32_t run = 0;  // neighbouring pixels, and how many runs there are along every axis
   std::int32_t runs[kTileAxes] = {1, 1, 1, 1};
-  double count = 1;   // of boxes that cover all positions
   std::int64_t positions() const { return std::int64_t(tile[0]) * tile[1] * tile[2] * tile[3]; }
 };
 

@@ -151,7 +151,7 @@ struct Patches {
 
 // docs/kernels.md explains every term. Cycles are a multiprocessor's.
 template <class PatchesOf>
-std::optional<TileWork> work_of(const GemmWork& work, std::vector<BlockShifts>& blocks, const TileExtent& tile,
+std::optional<TileWork> work_of(const GemmWork& work, const std::vector<BlockShifts>& blocks, const TileExtent& tile,
                                 std::int32_t block_channels, const PatchesOf& patches_of) {
   const GemmShape& shape = work.shape;
   const TileConfig& config = work.config;
@@ -164,7 +164,7 @@ std::optional<TileWork> work_of(const GemmWork& work, std::vector<BlockShifts>& 
   const double filter_loads = config.warp_rows() / kMmaRows * filter_copies(work.operand);
   const double patch_loads = config.warp_pixels() / 16.0;
   const double loads = shape.gathers_along_channels() ? 1 : vector;    // instructions per 16 bytes
-  for (BlockShifts& block : blocks) {
+  for (const BlockShifts& block : blocks) {
     const std::optional<Patches> patches = patches_of(block);
     if (!patches) return std::nullopt;
     const auto& [pixels, rounds, conflicts] = *patches;
@@ -221,11 +221,11 @@ TileWork sum(TileWork of, double by, const TileWork& more, const TileWork& less 
 
 }  // namespace
 
-std::optional<TileWork> work_of_tile(const GemmWork& work, std::vector<BlockShifts>& blocks, const TileBox& box,
+std::optional<TileWork> work_of_tile(const GemmWork& work, const std::vector<BlockShifts>& blocks, const TileBox& box,
                                      std::int32_t block_channels) {
   const TileExtent tile{double(box.positions()), double(box.tile[3]), way_out(work, box, block_channels)};
   double conflicts = 1;
-  const auto patches_of = [&](BlockShifts& block) -> std::optional<Patches> {
+  const auto patches_of = [&](const BlockShifts& block) -> std::optional<Patches> {
     if (block.shifts.empty()) return Patches{1, 0, conflicts};
     const auto totals = patch_totals(work.shape, block, box, {work.capacity, work.config.planes});
     if (!totals) return std::nullopt;
@@ -294,10 +294,10 @@ GemmCost cost_of(const GemmWork& work, const TileWork& tile, const Launch& launc
   return cost_in(work, tile, tile, launch, per_sm);
 }
 
-TileFloor::TileFloor(const GemmWork& work, std::vector<BlockShifts>& blocks, std::int32_t block_channels)
+TileFloor::TileFloor(const GemmWork& work, const std::vector<BlockShifts>& blocks, std::int32_t block_channels)
     : work(work), phase_blocks(double(blocks.size())), block_channels(block_channels) {
   const auto probe = [&](double positions, double row, WayOut way) {
-    const auto patches_of = [&](BlockShifts& block) -> std::optional<Patches> {
+    const auto patches_of = [&](const BlockShifts& block) -> std::optional<Patches> {
       double phases = 0;
       for (const PatchSpan& span : block.spans) phases += span.w_phases;
       const double pixels = positions * std::max(phases, 1.0);
@@ -322,15 +322,14 @@ TileWork TileFloor::of(const TileBox& box) const {
 
 // Boxes do not tile better than this one, of rows as long as they may be, as many times as it goes into all positions. Of a last wave
 // 0.15 are forgiven; 1.15 waves are the fewest for what they compute, and splits may come to them.
-double TileFloor::time(const std::int64_t (&q)[kTileAxes]) const {
-  double tiles = double(work.shape.problem.groups * ceil_div(work.shape.out_channels, block_channels));
-  for (const std::int64_t extent : q) tiles *= double(extent);
-  tiles /= work.config.pixels;
+double TileFloor::time(const std::int64_t (&q)[kTileAxes], double boxes) const {
+  const double groups = double(work.shape.problem.groups * ceil_div(work.shape.out_channels, block_channels));
+  const double pixels = double(q[0]) * double(q[1]) * double(q[2]) * double(q[3]) / boxes, tiles = boxes * groups;
   const double waves = tiles * phase_blocks / work.device.multiprocessors;
   const double per_sm = waves < 1.15 ? waves / 1.15 : waves - 0.15;
+  const double longest = std::min(double(q[3]), double(work.config.pixels));
   const auto time_of = [&](const Parts& parts) {
-    const double pixels = work.config.pixels;
-    TileWork tile = sum(sum(parts.fixed, pixels, parts.position), std::max(1.0, pixels / double(q[3])), parts.row);
+    TileWork tile = sum(sum(parts.fixed, pixels, parts.position), pixels / longest, parts.row);
     tile.steps = 0;
     return cost_in(work, tile, parts.fixed, {tiles, phase_blocks, 1}, per_sm).total;
   };

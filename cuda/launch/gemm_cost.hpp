@@ -58,7 +58,7 @@ struct TileWork {
   double loading = 0, leaving = 0, aside = 0;   // of warp instructions
 };
 // Nothing when a patch does not fit.
-std::optional<TileWork> work_of_tile(const GemmWork& work, std::vector<BlockShifts>& blocks, const TileBox& box,
+std::optional<TileWork> work_of_tile(const GemmWork& work, const std::vector<BlockShifts>& blocks, const TileBox& box,
                                      std::int32_t block_channels);
 
 struct Launch {
@@ -72,9 +72,10 @@ GemmCost cost_of(const GemmWork& work, const TileWork& tile, const Launch& launc
 // Times that no box falls below, soon told: the work of patches without a halo is linear in a tile's positions and in its rows.
 class TileFloor {
  public:
-  TileFloor(const GemmWork& work, std::vector<BlockShifts>& blocks, std::int32_t block_channels);
+  TileFloor(const GemmWork& work, const std::vector<BlockShifts>& blocks, std::int32_t block_channels);
   double time(const TileBox& box, const Launch& launch) const;
-  double time(const std::int64_t (&q)[kTileAxes]) const;   // of all boxes, however they are split
+  // Of so many boxes, or more, that cover q positions, whatever their shapes and however they are split.
+  double time(const std::int64_t (&q)[kTileAxes], double boxes) const;
 
  private:
   struct Parts {

@@ -3,10 +3,8 @@
 #include <algorithm>
 #include <cstring>
 #include <limits>
-#include <numeric>
-#include <optional>
 
-#include "launch/gemm_cost.hpp"
+#include "launch/gemm_search.hpp"
 #include "launch/pack_plan.hpp"
 
 namespace convt {
@@ -42,78 +40,7 @@ Operand operand_of(DType dtype, Precision precision) {
 
 namespace {
 
-// What a candidate's time depends on.
-struct Candidate {
-  Origins origin{};
-  std::int32_t block_channels = 0;
-  std::int32_t splits = 1;
-  TileBox box{};
-  GemmCost cost;
-  std::int32_t rows = 0;            // of a tile, that may have channels
-};
-
-bool can_split(const GemmWork& work, const Launch& launch, std::size_t spans) {
-  const double blocks = launch.tiles * launch.each();
-  return launch.splits <= work.chunks() * double(spans) &&
-         blocks * work.config.rows * work.config.pixels * 4 <= kMaxPartialBytes &&
-         blocks <= 2.0 * work.device.multiprocessors * work.blocks;
-}
-
-// Without output phases there is nothing to choose.
-std::vector<Origins> origins_of(const GemmShape& shape) {
-  const Problem& problem = shape.problem;
-  std::vector<Origins> made = {{Origin::padded, Origin::padded, Origin::padded}};
-  if (shape.op == Operator::grad_input) return made;
-  for (int axis = 0; axis < kAxes; ++axis) {
-    const Axis& along = problem.axes[axis];
-    if (along.padding % along.stride == 0) continue;   // the same but for its place
-    const std::size_t count = made.size();
-    for (std::size_t at = 0; at < count; ++at) {
-      made.push_back(made[at]);
-      made.back()[axis] = Origin::aligned;
-    }
-  }
-  return made;
-}
-
-// Output channels per row block: equal shares of the channels, as they are and in eights, down to one.
-std::vector<std::int32_t> channel_blocks(std::int64_t channels, std::int32_t rows) {
-  std::vector<std::int32_t> made;
-  for (std::int64_t most = std::min<std::int64_t>(channels, rows); most >= 1;
-       most = most > 8 ? most * 3 / 4 : most / 2) {
-    const std::int64_t share = ceil_div(channels, ceil_div(channels, most));
-    for (std::int64_t block : {share, std::min<std::int64_t>(round_up(share, 8), rows)}) {
-      if (std::find(made.begin(), made.end(), block) == made.end()) made.push_back(std::int32_t(block));
-    }
-  }
-  return made;
-}
-
-// Warpgroups that store rows keep all W phases of a channel in the same rows of a wgmma.
-RowOrder order_of(const GemmShape& shape, const TileConfig& config, std::int32_t element_bytes) {
-  RowOrder order;
-  if (!leaves_by_rows(shape, config, element_bytes)) return order;
-  order.phases = std::int32_t(shape.axes[2].stride);
-  order.units = kMmaRows / order.phases;
-  order.by_units = FastDivisor(order.units);
-  order.by_phases = FastDivisor(order.phases);
-  return order;
-}
-
-// Positions that rows of a tile may begin at the multiples of: pieces of 16 bytes do so as well.
-std::int32_t even_positions(const GemmShape& shape, const TileConfig& config, std::int32_t element_bytes) {
-  if (!leaves_by_rows(shape, config, element_bytes)) return 2;
-  const std::int64_t elements = aligned_bytes(shape, element_bytes) / element_bytes;
-  return std::int32_t(std::max<std::int64_t>(2, elements / std::gcd(elements, shape.axes[2].stride)));
-}
-
-// The positions that tiles cover: of grad_input, the pixels that it writes.
-QGrid grid_of(const GemmShape& shape, const Origins& origin, int axis) {
-  if (shape.op == Operator::grad_input) return {0, shape.axes[axis].output};
-  return q_grid(shape.problem.axes[axis], origin[axis]);
-}
-
-std::variant<GemmPlan, std::string> build(const GemmWork& work, const Candidate& choice, const Request& request) {
+std::variant<GemmPlan, std::string> build(const GemmWork& work, const GemmChoice& choice, const Request& request) {
   const GemmShape& shape = work.shape;
   const Problem& problem = shape.problem;
   GemmPlan plan;
@@ -124,7 +51,7 @@ std::variant<GemmPlan, std::string> build(const GemmWork& work, const Candidate&
   plan.cost = choice.cost;
   const int vector = operand_vector(work.operand);
   const bool channels_inner = shape.stores_along_channels();
-  const std::vector<BlockShifts> blocks = block_shifts(shape, choice.origin, choice.rows, choice.block_channels);
+  const std::vector<BlockShifts>& blocks = *choice.blocks;
   GemmTables tables =
       gemm_tables(shape, blocks, choice.box, {work.capacity, work.config.planes},
                   {vector, work.config.threads(), choice.block_channels, shape.output[1], channels_inner});
@@ -198,8 +125,7 @@ std::variant<GemmPlan, std::string> build(const GemmWork& work, const Candidate&
 
   params.way_out = way_out(work, choice.box, choice.block_channels);
   params.store_bytes = aligned_bytes(shape, operand_bytes(work.operand));
-  params.order =
-      params.way_out == WayOut::rows ? order_of(shape, work.config, operand_bytes(work.operand)) : RowOrder{};
+  params.order = params.way_out == WayOut::rows ? order_of(work) : RowOrder{};
   params.order.by_channels = FastDivisor(params.block_channels);
   params.across_log2 = params.order.phases == 1 ? 3 : params.order.phases == 2 ? 4 : 5;   // 8 pieces of every phase
   params.unit_pitch = kExitBytesOfRow * params.order.phases + (params.order.phases > 1 ? 32 : 16);
@@ -255,13 +181,12 @@ std::string gemm_refusal(const Request& request) {
 }
 
 std::variant<GemmPlan, std::string> plan_gemm(const Request& request, const DeviceTraits& device,
-                                              const TileConfig& config) {
-  if (request.op == Operator::grad_weight) return "a weight gradient is another product";
+                                              const TileConfig& config, GemmSearch& search) {
   if (const std::string reason = gemm_refusal(request); !reason.empty()) return reason;
   const Operand operand = operand_of(request.dtype, request.precision);
   if (!config.has(operand)) return config.grouped() ? kTruncates : kNoRegisters;
   if (config.grouped() && device.capability != 90) return "its instructions are Hopper's";
-  const GemmShape shape = gemm_shape(request);
+  const GemmShape& shape = search.shape();
   const int fitting = blocks_that_fit(config, operand, device);
   if (fitting == 0) return "needs more shared memory than this GPU gives a thread block";
   const bool interleaved = shape.axes[2].step > 1;
@@ -275,56 +200,8 @@ std::variant<GemmPlan, std::string> plan_gemm(const Request& request, const Devi
                       leaves_by_pixels(shape, config),
                       leaves_by_rows(shape, config, operand_bytes(operand))};
 
-  const int vector = operand_vector(operand);
-  const std::int64_t out_channels = shape.out_channels;
-  std::optional<Candidate> best;
-  for (const Origins& origin : origins_of(shape)) {
-    std::int64_t q[kTileAxes] = {shape.problem.batch};
-    for (int axis = 0; axis < kAxes; ++axis) q[1 + axis] = grid_of(shape, origin, axis).count;
-    const std::int32_t even = even_positions(shape, config, operand_bytes(operand));
-    std::optional<Packing> packing;   // of warpgroups: what boxes depend on, of the shifts
-    std::vector<TileBox> candidates;
-    if (!config.grouped()) candidates = boxes(config.pixels, q);
-    // Rows of the output leave whole unless their phases alone exceed the tile: cut W phases make scalar stores.
-    const std::int64_t wide = shape.reached_phases(2);
-    const RowOrder order = order_of(shape, config, operand_bytes(operand));
-    const std::int32_t rows = config.rows / kMmaRows * order.units * order.phases;
-    const std::vector<std::int32_t> channel_counts = channel_blocks(out_channels, rows);
-    const bool by_pixels = leaves_by_pixels(shape, config);
-    const bool whole_blocks = shape.stores_along_channels() && out_channels % vector == 0 &&
-                              std::any_of(channel_counts.begin(), channel_counts.end(), [&](std::int64_t channels) {
-                                return channels % vector == 0 && channels * wide <= rows;
-                              });
-    for (std::int32_t channels : channel_counts) {
-      // Stored along channels, a block that ends within 16 bytes would make scalar stores.
-      if ((whole_blocks || by_pixels) && channels % vector != 0) continue;
-      if (channels > (by_pixels ? 8 : 1) && channels * wide > rows) continue;
-      std::vector<BlockShifts> blocks = block_shifts(shape, origin, rows, channels);
-      const TileFloor floor(work, blocks, channels);
-      if (best && floor.time(q) >= best->cost.total) continue;
-      if (config.grouped() && packing != packing_of(blocks, even)) {
-        packing = packing_of(blocks, even);
-        candidates = packed_boxes(config.pixels, q, *packing);
-      }
-      const double channel_tiles = double(shape.problem.groups * ceil_div(out_channels, channels));
-      for (const TileBox& box : candidates) {
-        Launch launch{box.count * channel_tiles, double(blocks.size()), 1};
-        std::optional<TileWork> tile;   // cutting shifts into groups takes time: not for what loses anyway
-        for (; launch.splits <= (config.grouped() ? 1 : 64); launch.splits *= 2) {
-          if (launch.splits > 1 && !can_split(work, launch, blocks[0].spans.size())) break;
-          if (best && floor.time(box, launch) >= best->cost.total) continue;
-          if (!tile) tile = work_of_tile(work, blocks, box, channels);
-          if (!tile) break;
-          const GemmCost cost = cost_of(work, *tile, launch);
-          if (!best || cost.total < best->cost.total) {
-            best = Candidate{origin, channels, launch.splits, box, cost, rows};
-          }
-        }
-      }
-    }
-  }
-  if (!best) return "no tile's patch fits shared memory";
-  return build(work, *best, request);
+  if (const auto choice = search.best(work)) return build(work, *choice, request);
+  return "no tile's patch fits shared memory";
 }
 
 GemmLaunch bind(const GemmPlan& plan, const Pointers& pointers) {

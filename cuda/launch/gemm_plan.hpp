@@ -51,9 +51,11 @@ Operand operand_of(DType dtype, Precision precision);   // dtype is not float64
 // Why tensor cores compute no operator of a problem; empty when they may.
 std::string gemm_refusal(const Request& request);
 
-// The best plan of a configuration, or why it has none.
+class GemmSearch;
+
+// The best plan of a configuration, or why it has none. `search` is the request's, for all configurations.
 std::variant<GemmPlan, std::string> plan_gemm(const Request& request, const DeviceTraits& device,
-                                              const TileConfig& config);
+                                              const TileConfig& config, GemmSearch& search);
 
 // Fills the pointers of a call in.
 struct GemmLaunch {

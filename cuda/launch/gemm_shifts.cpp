@@ -85,6 +85,7 @@ BlockShifts block_of(const Problem& problem, const std::array<PhaseShifts, kAxes
     }
   }
   merge(made.shifts);
+  for (const ShiftRecord& record : made.shifts) made.row_tiles += std::popcount(record.row_mask);
   return made;
 }
 
@@ -96,7 +97,9 @@ BlockShifts block_of_grad_input(const Problem& problem, const std::array<PhaseSh
   made.slots = {0};
   made.phases = {0};
   made.shifts.reserve(problem.taps());
-  const std::uint32_t mask = 0xffffffffu >> (32 - ceil_div(block_channels, kMmaRows));
+  const std::int64_t row_tiles = ceil_div(block_channels, kMmaRows);
+  const std::uint32_t mask = 0xffffffffu >> (32 - row_tiles);
+  made.row_tiles = row_tiles * problem.taps();
   std::int32_t phase = 0;
   for (const auto& d : shifts[0]) {
     for (const auto& h : shifts[1]) {
@@ -115,7 +118,6 @@ BlockShifts block_of_grad_input(const Problem& problem, const std::array<PhaseSh
 
 void measure(const GemmShape& shape, BlockShifts& made) {
   made.block.steps = std::int32_t(made.shifts.size());
-  for (const ShiftRecord& record : made.shifts) made.row_tiles += std::popcount(record.row_mask);
   made.spans = spans_of(made.shifts, std::int32_t(shape.problem.axes[2].stride));
 }
 

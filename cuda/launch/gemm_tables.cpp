@@ -117,9 +117,10 @@ std::vector<PatchGroup> group_shifts(const GemmShape& shape, BlockShifts& block,
   return groups;
 }
 
-std::optional<PatchTotals> patch_totals(const GemmShape& shape, BlockShifts& block, const TileBox& box,
+std::optional<PatchTotals> patch_totals(const GemmShape& shape, const BlockShifts& block, const TileBox& box,
                                         const PatchLimits& limits) {
   PatchTotals totals;
+  std::vector<ShiftRecord> moved;   // by cuts
   const auto take = [&](const PatchSpan& span, const PatchShape& patch, std::int64_t pixels) {
     ++totals.groups;
     totals.pixels += pixels;
@@ -129,7 +130,9 @@ std::optional<PatchTotals> patch_totals(const GemmShape& shape, BlockShifts& blo
   for (const PatchSpan& span : block.spans) {
     const PatchShape whole = patch_shape(box, span);
     totals.conflicts = std::max(totals.conflicts, whole.conflicts);
-    if (!cut(shape, block.shifts, span, whole, box, limits, take)) return std::nullopt;
+    const bool fits = plane_pixels(shape, whole, limits.planes, limits.capacity) <= limits.capacity;
+    if (!fits && moved.empty()) moved = block.shifts;
+    if (!cut(shape, moved, span, whole, box, limits, take)) return std::nullopt;
   }
   return totals;
 }

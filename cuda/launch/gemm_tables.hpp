@@ -31,7 +31,7 @@ struct PatchTotals {
   std::int64_t most_row_pixels = 0;     // of all W phases
   double conflicts = 1;                 // of the spans, were none cut
 };
-std::optional<PatchTotals> patch_totals(const GemmShape& shape, BlockShifts& block, const TileBox& box,
+std::optional<PatchTotals> patch_totals(const GemmShape& shape, const BlockShifts& block, const TileBox& box,
                                         const PatchLimits& limits);
 
 // Puts the RowPhases of a group with several W phases behind `rows`. Returns its byte offset there plus 1, or 0 when there is one.

@@ -4,6 +4,8 @@
 #include <iterator>
 #include <stdexcept>
 
+#include "launch/gemm_search.hpp"
+
 namespace convt {
 namespace {
 
@@ -95,13 +97,15 @@ OperatorPlan plan_operator(const Request& request, const DeviceTraits& device,
   const auto consider_gemms = [&](const auto& configs, auto plan_of) {
     for (const auto& config : configs) {
       const std::string name = name_of(config);
-      if (wanted(kGemm) || wanted(name)) consider(best, found, name, plan_of(request, device, config));
+      if (wanted(kGemm) || wanted(name)) consider(best, found, name, plan_of(config));
     }
   };
   if (request.op == Operator::grad_weight) {
-    consider_gemms(weight_configs(), plan_weight);
+    consider_gemms(weight_configs(), [&](const WeightConfig& config) { return plan_weight(request, device, config); });
   } else {
-    consider_gemms(gemm_configs(), plan_gemm);
+    GemmSearch search(request);
+    consider_gemms(gemm_configs(),
+                   [&](const TileConfig& config) { return plan_gemm(request, device, config, search); });
   }
   if (wanted(kDepthwise)) consider(best, found, kDepthwise, plan_depthwise(request, device));
   if (wanted(kSimt)) consider(best, found, kSimt, plan_simt(request, device));
