@@ -21,7 +21,7 @@ std::vector<std::int32_t> extents(std::int64_t count, std::int64_t most) {
 
 }  // namespace
 
-std::vector<TileBox> boxes(std::int32_t pixels, const std::int64_t (&q)[kTileAxes]) {
+std::vector<TileBox> boxes(std::int32_t pixels, const Positions& q) {
   std::vector<TileBox> made;
   for (std::int32_t w : extents(q[3], pixels)) {
     for (std::int32_t h : extents(q[2], pixels / w)) {
@@ -39,7 +39,7 @@ std::vector<TileBox> boxes(std::int32_t pixels, const std::int64_t (&q)[kTileAxe
 namespace {
 
 // Boxes whose positions lie in one run of `pixels` neighbouring pixels.
-std::vector<TileBox> run_boxes(std::int32_t pixels, const std::int64_t (&q)[kTileAxes], TileBox box) {
+std::vector<TileBox> run_boxes(std::int32_t pixels, const Positions& q, TileBox box) {
   const std::int64_t phases = box.packing.w_phases;
   std::vector<TileBox> made;
   // Along W: as the run's pixels are shared by 1, 2, ... rows; then as many rows, slabs and images as fit.
@@ -91,7 +91,7 @@ Packing packing_of(const std::vector<BlockShifts>& blocks, std::int32_t even) {
   return packing;
 }
 
-std::vector<TileBox> packed_boxes(std::int32_t pixels, const std::int64_t (&q)[kTileAxes], const Packing& packing) {
+std::vector<TileBox> packed_boxes(std::int32_t pixels, const Positions& q, const Packing& packing) {
   TileBox box{{1, 1, 1, 1}, true, packing};
   std::vector<TileBox> made;
   for (box.run = pixels; box.run >= kGroupPixels; box.run /= 2) {

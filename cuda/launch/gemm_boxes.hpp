@@ -16,6 +16,8 @@ struct Packing {
 };
 Packing packing_of(const std::vector<BlockShifts>& blocks, std::int32_t even);
 
+using Positions = std::array<std::int64_t, kTileAxes>;   // of the q-grids: N, D, H, W
+
 // A tile's extents in q positions: N, D, H, W.
 struct TileBox {
   std::int32_t tile[kTileAxes];
@@ -27,10 +29,10 @@ struct TileBox {
 };
 
 // Boxes of at most `pixels` positions that are worth a look.
-std::vector<TileBox> boxes(std::int32_t pixels, const std::int64_t (&q)[kTileAxes]);
+std::vector<TileBox> boxes(std::int32_t pixels, const Positions& q);
 
 // Boxes whose positions, with the halo between them, are at most `pixels` consecutive pixels of their patches.
-std::vector<TileBox> packed_boxes(std::int32_t pixels, const std::int64_t (&q)[kTileAxes], const Packing& packing);
+std::vector<TileBox> packed_boxes(std::int32_t pixels, const Positions& q, const Packing& packing);
 
 // The patch of a box under a span of shifts. Pitches keep ldmatrix free of bank conflicts where that is cheap.
 struct PatchShape {

@@ -97,6 +97,21 @@ bool leaves_by_rows(const GemmShape& shape, const TileConfig& config, std::int32
          aligned_bytes(shape, element_bytes) >= narrowest && reaches_all_phases(shape);
 }
 
+GemmWork gemm_work(const GemmShape& shape, const DeviceTraits& device, const TileConfig& config, Operand operand,
+                   int blocks) {
+  const int bytes = operand_bytes(operand);
+  const bool interleaved = shape.axes[2].step > 1;
+  return {shape,
+          device,
+          config,
+          operand,
+          blocks,
+          pixel_capacity(config, operand, device, blocks, interleaved),
+          tensor_bytes(shape.problem, bytes),
+          leaves_by_pixels(shape, config),
+          leaves_by_rows(shape, config, bytes)};
+}
+
 std::int32_t aligned_bytes(const GemmShape& shape, std::int32_t element_bytes) {
   const int inner = shape.stores_along_channels() ? 1 : 4;
   std::int64_t places = 16;
@@ -322,7 +337,7 @@ TileWork TileFloor::of(const TileBox& box) const {
 
 // Boxes do not tile better than this one, of rows as long as they may be, as many times as it goes into all positions. Of a last wave
 // 0.15 are forgiven; 1.15 waves are the fewest for what they compute, and splits may come to them.
-double TileFloor::time(const std::int64_t (&q)[kTileAxes], double boxes) const {
+double TileFloor::time(const Positions& q, double boxes) const {
   const double groups = double(work.shape.problem.groups * ceil_div(work.shape.out_channels, block_channels));
   const double pixels = double(q[0]) * double(q[1]) * double(q[2]) * double(q[3]) / boxes, tiles = boxes * groups;
   const double waves = tiles * phase_blocks / work.device.multiprocessors;

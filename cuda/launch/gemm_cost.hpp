@@ -42,6 +42,9 @@ struct GemmWork {
   double chunks() const { return std::ceil(mma_steps() * kMmaPlanes / config.planes); }
 };
 
+GemmWork gemm_work(const GemmShape& shape, const DeviceTraits& device, const TileConfig& config, Operand operand,
+                   int blocks);
+
 // How the sums of a tile leave. Straight from registers: where there are no phases, and pairs of positions do not straddle rows.
 WayOut way_out(const GemmWork& work, const TileBox& box, std::int32_t block_channels);
 
@@ -75,7 +78,7 @@ class TileFloor {
   TileFloor(const GemmWork& work, const std::vector<BlockShifts>& blocks, std::int32_t block_channels);
   double time(const TileBox& box, const Launch& launch) const;
   // Of so many boxes, or more, that cover q positions, whatever their shapes and however they are split.
-  double time(const std::int64_t (&q)[kTileAxes], double boxes) const;
+  double time(const Positions& q, double boxes) const;
 
  private:
   struct Parts {

@@ -186,20 +186,9 @@ std::variant<GemmPlan, std::string> plan_gemm(const Request& request, const Devi
   const Operand operand = operand_of(request.dtype, request.precision);
   if (!config.has(operand)) return config.grouped() ? kTruncates : kNoRegisters;
   if (config.grouped() && device.capability != 90) return "its instructions are Hopper's";
-  const GemmShape& shape = search.shape();
   const int fitting = blocks_that_fit(config, operand, device);
   if (fitting == 0) return "needs more shared memory than this GPU gives a thread block";
-  const bool interleaved = shape.axes[2].step > 1;
-  const GemmWork work{shape,
-                      device,
-                      config,
-                      operand,
-                      fitting,
-                      pixel_capacity(config, operand, device, fitting, interleaved),
-                      tensor_bytes(shape.problem, operand_bytes(operand)),
-                      leaves_by_pixels(shape, config),
-                      leaves_by_rows(shape, config, operand_bytes(operand))};
-
+  const GemmWork work = gemm_work(search.shape(), device, config, operand, fitting);
   if (const auto choice = search.best(work)) return build(work, *choice, request);
   return "no tile's patch fits shared memory";
 }

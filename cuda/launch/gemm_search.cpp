@@ -15,12 +15,21 @@ RowOrder order_of(const GemmWork& work) {
   return order;
 }
 
+std::int32_t rows_of(const GemmWork& work) {
+  const RowOrder order = order_of(work);
+  return work.config.rows / kMmaRows * order.units * order.phases;
+}
+
 QGrid grid_of(const GemmShape& shape, const Origins& origin, int axis) {
   if (shape.op == Operator::grad_input) return {0, shape.axes[axis].output};
   return q_grid(shape.problem.axes[axis], origin[axis]);
 }
 
-namespace {
+Positions positions_of(const GemmShape& shape, const Origins& origin) {
+  Positions q = {shape.problem.batch};
+  for (int axis = 0; axis < kAxes; ++axis) q[1 + axis] = grid_of(shape, origin, axis).count;
+  return q;
+}
 
 bool can_split(const GemmWork& work, const Launch& launch, std::size_t spans) {
   const double blocks = launch.tiles * launch.each();
@@ -46,8 +55,10 @@ std::vector<Origins> origins_of(const GemmShape& shape) {
   return made;
 }
 
-// Output channels per row block: equal shares of the channels, as they are and in eights, down to one.
-std::vector<std::int32_t> channel_blocks(std::int64_t channels, std::int32_t rows) {
+namespace {
+
+// Equal shares of the channels, as they are and in eights, down to one.
+std::vector<std::int32_t> equal_shares(std::int64_t channels, std::int32_t rows) {
   std::vector<std::int32_t> made;
   for (std::int64_t most = std::min<std::int64_t>(channels, rows); most >= 1;
        most = most > 8 ? most * 3 / 4 : most / 2) {
@@ -59,7 +70,8 @@ std::vector<std::int32_t> channel_blocks(std::int64_t channels, std::int32_t row
   return made;
 }
 
-// Positions that rows of a tile may begin at the multiples of: pieces of 16 bytes do so as well.
+}  // namespace
+
 std::int32_t even_positions(const GemmWork& work) {
   if (!work.by_rows) return 2;
   const std::int32_t bytes = operand_bytes(work.operand);
@@ -67,10 +79,10 @@ std::int32_t even_positions(const GemmWork& work) {
   return std::int32_t(std::max<std::int64_t>(2, elements / std::gcd(elements, work.shape.axes[2].stride)));
 }
 
-// Those among channel_blocks whose results leave well.
-std::vector<std::int32_t> whole_blocks(const GemmWork& work, std::int32_t rows) {
+std::vector<std::int32_t> channel_blocks(const GemmWork& work) {
   const GemmShape& shape = work.shape;
-  std::vector<std::int32_t> made = channel_blocks(shape.out_channels, rows);
+  const std::int32_t rows = rows_of(work);
+  std::vector<std::int32_t> made = equal_shares(shape.out_channels, rows);
   // Rows of the output leave whole unless their phases alone exceed the tile: cut W phases make scalar stores.
   const std::int64_t wide = shape.reached_phases(2), most = std::max<std::int64_t>(rows / wide, work.by_pixels ? 8 : 1);
   std::erase_if(made, [&](std::int32_t channels) { return channels > most; });
@@ -86,8 +98,6 @@ std::vector<std::int32_t> whole_blocks(const GemmWork& work, std::int32_t rows) 
   return made;
 }
 
-}  // namespace
-
 const std::vector<BlockShifts>& GemmSearch::blocks_of(const Origins& origin, std::int32_t rows, std::int32_t channels) {
   const auto [entry, is_new] = blocks_.try_emplace({origin, rows, channels});
   if (is_new) entry->second = block_shifts(shape_, origin, rows, channels);
@@ -102,8 +112,7 @@ const GemmSearch::Tilings& GemmSearch::tilings_of(const GemmWork& work, const Or
   const auto [entry, is_new] = tilings_.try_emplace({origin, pixels, packing});
   Tilings& made = entry->second;
   if (!is_new) return made;
-  std::int64_t q[kTileAxes] = {shape_.problem.batch};
-  for (int axis = 0; axis < kAxes; ++axis) q[1 + axis] = grid_of(shape_, origin, axis).count;
+  const auto q = positions_of(shape_, origin);
   for (const TileBox& box : packing ? packed_boxes(pixels, q, *packing) : boxes(pixels, q)) {
     double count = 1;
     for (int axis = 0; axis < kTileAxes; ++axis) count *= double(ceil_div(q[axis], box.tile[axis]));
@@ -113,14 +122,13 @@ const GemmSearch::Tilings& GemmSearch::tilings_of(const GemmWork& work, const Or
   return made;
 }
 
-void GemmSearch::search(const GemmWork& work, const Origins& origin, std::int32_t rows, std::int32_t channels,
+void GemmSearch::search(const GemmWork& work, const Origins& origin, std::int32_t channels,
                         std::optional<GemmChoice>& best) {
-  const std::vector<BlockShifts>& blocks = blocks_of(origin, rows, channels);
+  const std::vector<BlockShifts>& blocks = blocks_of(origin, rows_of(work), channels);
   const Tilings& tilings = tilings_of(work, origin, blocks);
   const TileFloor floor(work, blocks, channels);
   const double groups = double(shape_.problem.groups * ceil_div(shape_.out_channels, channels));
-  std::int64_t q[kTileAxes] = {shape_.problem.batch};
-  for (int axis = 0; axis < kAxes; ++axis) q[1 + axis] = grid_of(shape_, origin, axis).count;
+  const auto q = positions_of(shape_, origin);
   const auto wins = [&](const Tiling& tiling) { return !best || floor.time(q, tiling.count) < best->cost.total; };
   const auto end = std::partition_point(tilings.begin(), tilings.end(), wins);
   for (auto at = tilings.begin(); at != end; ++at) {
@@ -141,11 +149,9 @@ void GemmSearch::search(const GemmWork& work, const Origins& origin, std::int32_
 }
 
 std::optional<GemmChoice> GemmSearch::best(const GemmWork& work) {
-  const RowOrder order = order_of(work);
-  const std::int32_t rows = work.config.rows / kMmaRows * order.units * order.phases;
   std::optional<GemmChoice> best;
   for (const Origins& origin : origins_of(shape_)) {
-    for (std::int32_t channels : whole_blocks(work, rows)) search(work, origin, rows, channels, best);
+    for (std::int32_t channels : channel_blocks(work)) search(work, origin, channels, best);
   }
   return best;
 }

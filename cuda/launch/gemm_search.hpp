@@ -9,11 +9,22 @@
 
 namespace convt {
 
+// What is tried: where grids begin, output channels per row block, and how often a reduction is cut.
+std::vector<Origins> origins_of(const GemmShape& shape);
+std::vector<std::int32_t> channel_blocks(const GemmWork& work);
+bool can_split(const GemmWork& work, const Launch& launch, std::size_t spans);
+
+// Rows of a tile that may have channels.
+std::int32_t rows_of(const GemmWork& work);
+// Positions that rows of a tile may begin at the multiples of: pieces of 16 bytes do so as well.
+std::int32_t even_positions(const GemmWork& work);
+
 // Warpgroups that store rows keep all W phases of a channel in the same rows of a wgmma.
 RowOrder order_of(const GemmWork& work);
 
 // The positions that tiles cover: of grad_input, the pixels that it writes.
 QGrid grid_of(const GemmShape& shape, const Origins& origin, int axis);
+Positions positions_of(const GemmShape& shape, const Origins& origin);   // with the batch
 
 // How a configuration may compute a request, and how long that takes.
 struct GemmChoice {
@@ -44,8 +55,7 @@ class GemmSearch {
 
   const std::vector<BlockShifts>& blocks_of(const Origins& origin, std::int32_t rows, std::int32_t channels);
   const Tilings& tilings_of(const GemmWork& work, const Origins& origin, const std::vector<BlockShifts>& blocks);
-  void search(const GemmWork& work, const Origins& origin, std::int32_t rows, std::int32_t channels,
-              std::optional<GemmChoice>& best);
+  void search(const GemmWork& work, const Origins& origin, std::int32_t channels, std::optional<GemmChoice>& best);
 
   GemmShape shape_;
   std::map<std::tuple<Origins, std::int32_t, std::int32_t>, std::vector<BlockShifts>> blocks_;

@@ -50,7 +50,7 @@ struct Work {
   std::int64_t planes(std::int64_t octets) const { return octets * kOctet / operand_vector(operand); }
 };
 
-double boxes_of(const std::int64_t (&q)[kTileAxes], const TileBox& box) {
+double boxes_of(const Positions& q, const TileBox& box) {
   double boxes = 1;
   for (int axis = 0; axis < kTileAxes; ++axis) boxes *= double(ceil_div(q[axis], box.tile[axis]));
   return boxes;
@@ -71,8 +71,7 @@ std::int64_t shared_of(const Work& work, std::int64_t octets, std::int64_t pixel
 }
 
 // docs/kernels.md explains every term. Cycles are a multiprocessor's, for one box of one thread block.
-GemmCost cost_of(const Work& work, const Candidate& choice, const PatchTotals& patches,
-                 const std::int64_t (&q)[kTileAxes]) {
+GemmCost cost_of(const Work& work, const Candidate& choice, const PatchTotals& patches, const Positions& q) {
   const WeightConfig& config = work.config;
   const Problem& problem = work.shape.problem;
   const bool ieee = work.operand == Operand::ieee, wide = is_float32(work.operand);
@@ -140,7 +139,7 @@ std::vector<PatchSpan> tap_blocks(const GemmShape& shape, const BlockShifts& eve
 
 // Taps per block: those that the columns hold, evenly.
 std::optional<Candidate> best_of(const Work& work, const PatchLimits& limits) {
-  std::int64_t q[kTileAxes] = {work.shape.problem.batch};
+  Positions q = {work.shape.problem.batch};
   for (int axis = 0; axis < kAxes; ++axis) q[1 + axis] = work.shape.axes[axis].output;
   const std::vector<TileBox> candidates = boxes(work.config.pixels, q);
   const BlockShifts every = shifts_of(work.shape);
