@@ -22,7 +22,7 @@ using Positions = std::array<std::int64_t, kTileAxes>;   // of the q-grids: N, D
 struct TileBox {
   std::int32_t tile[kTileAxes];
   bool packed = false;
-  Packing packing;
+  Packing packing{};
   std::int32_t run = 0;  // neighbouring pixels, and how many runs there are along every axis
   std::int32_t runs[kTileAxes] = {1, 1, 1, 1};
   std::int64_t positions() const { return std::int64_t(tile[0]) * tile[1] * tile[2] * tile[3]; }

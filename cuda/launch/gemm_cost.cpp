@@ -75,14 +75,12 @@ double row_waste(const GemmWork& work, const PatchSpan& span, double tile_w) {
   return (std::max(touched, useful) + 24) / useful;
 }
 
-}  // namespace
-
-namespace {
 bool reaches_all_phases(const GemmShape& shape) {
   bool reached = true;
   for (int axis = 0; axis < kAxes; ++axis) reached = reached && shape.reached_phases(axis) == shape.axes[axis].stride;
   return reached;
 }
+
 }  // namespace
 
 bool leaves_by_pixels(const GemmShape& shape, const TileConfig& config) {
@@ -228,10 +226,10 @@ constexpr double kRounding = 1 - 1e-9;   // of sums in another order
 constexpr double TileWork::* kParts[] = {&TileWork::mma,   &TileWork::shared,  &TileWork::issue,   &TileWork::l2,
                                          &TileWork::steps, &TileWork::loading, &TileWork::leaving, &TileWork::aside};
 
-// `more` and `less` are as many times `by`.
-TileWork sum(TileWork of, double by, const TileWork& more, const TileWork& less = {}) {
-  for (double TileWork::* const part : kParts) of.*part += by * (more.*part - less.*part);
-  return of;
+// work + by * more, part by part.
+TileWork sum(TileWork work, double by, const TileWork& more) {
+  for (double TileWork::* const part : kParts) work.*part += by * more.*part;
+  return work;
 }
 
 }  // namespace
@@ -323,7 +321,7 @@ TileFloor::TileFloor(const GemmWork& work, const std::vector<BlockShifts>& block
   constexpr double endless = 1e15;
   const auto part_of = [&](WayOut way) {
     const TileWork fixed = probe(0, endless, way), position = probe(1, endless, way), row = probe(1, 1, way);
-    return Parts{fixed, sum({}, 1, position, fixed), sum({}, 1, row, position)};
+    return Parts{fixed, sum(position, -1, fixed), sum(row, -1, position)};
   };
   staged = part_of(WayOut::staged);
   own = part_of(own_way(work, block_channels));
@@ -335,8 +333,8 @@ TileWork TileFloor::of(const TileBox& box) const {
   return sum(sum(parts.fixed, positions, parts.position), positions / box.tile[3], parts.row);
 }
 
-// Boxes do not tile better than this one, of rows as long as they may be, as many times as it goes into all positions. Of a last wave
-// 0.15 are forgiven; 1.15 waves are the fewest for what they compute, and splits may come to them.
+// More boxes have fewer positions each, but as many together, and pay what a tile costs besides more often. Rows are as long as they
+// may be. Of a last wave 0.15 are forgiven, so 1.15 waves compute most for their time, which splits may come to.
 double TileFloor::time(const Positions& q, double boxes) const {
   const double groups = double(work.shape.problem.groups * ceil_div(work.shape.out_channels, block_channels));
   const double pixels = double(q[0]) * double(q[1]) * double(q[2]) * double(q[3]) / boxes, tiles = boxes * groups;

@@ -61,7 +61,7 @@ struct Candidate {
   std::int64_t taps = 0;          // of a block, at most
   std::int64_t splits = 1;
   TileBox box{};
-  GemmCost cost;
+  GemmCost cost{};
 };
 
 std::int64_t shared_of(const Work& work, std::int64_t octets, std::int64_t pixels) {
