@@ -13,15 +13,25 @@ CONVT_HOST_DEVICE inline std::uint64_t operand_at(std::uint32_t address, std::ui
   return std::uint64_t(8) << 32 | (address & 0x3fffu) | pitch << 16;
 }
 
+// In lines of 128 bytes, of which eight lie one behind the other, eight further ones 1024 bytes on. Where the reduction runs along lines, they
+// are rows; where it runs across, rows beyond a line's are `pitch` on. The eight vectors of a line change places: bits 4 to 6 of
+// an address are those and bits 7 to 9, one or the other.
+CONVT_HOST_DEVICE inline std::uint64_t operand_in_lines(std::uint32_t address, std::uint32_t pitch) {
+  return std::uint64_t(1) << 62 | std::uint64_t(64) << 32 | (address & 0x3fffu) | pitch << 16;
+}
+
 // What the fields say, bytes.
 struct OperandFields {
   std::int32_t address;
-  std::int32_t along_reduction;  // from one core matrix, 8 rows of 16 bytes, to the next
-  std::int32_t along_rows;
+  std::int32_t
+      along_reduction;  // from one core matrix, 8 rows of 16 bytes, to the next; of an operand in lines, its `pitch`
+  std::int32_t along_rows;  // or from eight lines to the next
+  bool in_lines;
 };
 CONVT_HOST_DEVICE inline OperandFields fields_of(std::uint64_t descriptor) {
   const auto field = [descriptor](int bit) { return std::int32_t(descriptor >> bit & 0x3fff) * 16; };
-  return {field(0), field(16), field(32)};
+  return {field(0), field(16), field(32), descriptor >> 62 == 1};
 }
+CONVT_HOST_DEVICE inline std::int32_t in_its_line(std::int32_t address) { return address ^ (address >> 7 & 7) << 4; }
 
 }  // namespace convt::sm90

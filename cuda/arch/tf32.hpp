@@ -26,7 +26,7 @@ CONVT_HOST_DEVICE inline std::uint32_t nearest_tf32_operand(std::uint32_t bits) 
 #ifdef __CUDA_ARCH__
   return fabsf(as_float(bits)) < __int_as_float(0x7f800000) ? bits + 0x1000u : bits;
 #else
-  return round_to_tf32(bits);
+  return (bits & 0x7f800000u) != 0x7f800000u ? bits + 0x1000u : bits;
 #endif
 }
 

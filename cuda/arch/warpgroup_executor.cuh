@@ -3,10 +3,10 @@
 #include "arch/device_executor.cuh"
 #include "arch/wgmma.cuh"
 
-// The executor of warp-specialised kernels on a GPU: warpgroups that multiply, and as many others that load.
+// The executor of warp-specialised kernels on a GPU: warpgroups that multiply, and others that load.
 namespace convt {
 
-// One thread's view of its warp among the kThreads that do the same.
+// One thread's view of its warp among those that do the same: at most kThreads, who multiply.
 template <int kThreads>
 class GroupWarp : public DeviceWarp {
  public:
@@ -50,10 +50,30 @@ class GroupWarp : public DeviceWarp {
                            from[2].value[0], from[3].value[0]);
   }
   __device__ __forceinline__ void publish() { sm90::fence_stores(); }
+  // Bytes, or as many zeros, straight to shared memory.
+  template <int kBytes>
+  __device__ __forceinline__ void copy_later(int, std::int32_t offset, const char* source, bool there) {
+    sm90::copy_later<kBytes>(address(offset), source, there);
+  }
+  // Kept in a register of its own: copies that took turns with one would wait for each other.
+  __device__ __forceinline__ void settle(const char*& address) const { asm volatile("" : "+l"(address)); }
+  __device__ __forceinline__ std::uint32_t load_half(std::int32_t offset) const {
+    std::uint32_t half;
+    asm volatile("ld.shared.u16 %0, [%1];" : "=r"(half) : "r"(address(offset)));
+    return half;
+  }
+  // Rows in registers by an operand in lines along the reduction, or across it.
+  template <Operand kOperand, bool kAcross, int kTiles>
+  __device__ __forceinline__ void multiply_lines(Lanes<float, 1> (&sums)[kTiles][4], const Word (&a)[4], std::int32_t b,
+                                                 std::int32_t pitch) {
+    sm90::multiply_fragment<kOperand, kAcross>(sums, a, sm90::operand_in_lines(address(b) / 16, pitch / 16));
+  }
 };
 
-template <int kThreads>
+template <int kThreads, int kLoaders = kThreads>
 class WarpgroupExecutor {
+  static_assert(kLoaders <= kThreads);
+
  public:
   using Warp = GroupWarp<kThreads>;
   static constexpr int kLanes = 1;
@@ -70,6 +90,11 @@ class WarpgroupExecutor {
   template <class T>
   __device__ __forceinline__ T read(const char* source) const {
     return block_.template load<T>(source);
+  }
+  // From any memory, not to be kept by the compiler.
+  template <class T>
+  __device__ __forceinline__ T reread(const char* source) const {
+    return block_.template reread<T>(source);
   }
   // The same for all threads, and known to be: products stand in no branch that might diverge.
   template <class T>
@@ -100,11 +125,23 @@ class WarpgroupExecutor {
     const std::uint32_t warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);
     if (warp >= kThreads / 32) {
       sm90::shrink<kLoaderRegisters>();
-      if (warp < 2 * (kThreads / 32) - 1) {
+      if (warp < (kThreads + kLoaders) / 32 - 1) {
         load(*this);
       } else {
         feed(*this);
       }
+    } else {
+      sm90::grow<kConsumerRegisters>();
+      consume(*this);
+    }
+  }
+
+  // Without one that feeds.
+  template <int kLoaderRegisters, int kConsumerRegisters, class Load, class Consume>
+  __device__ __forceinline__ void roles(Load load, Consume consume) {
+    if (__shfl_sync(0xffffffffu, threadIdx.x / 32, 0) >= kThreads / 32) {
+      sm90::shrink<kLoaderRegisters>();
+      load(*this);
     } else {
       sm90::grow<kConsumerRegisters>();
       consume(*this);
@@ -120,6 +157,8 @@ class WarpgroupExecutor {
   }
   // Every thread of the warpgroup, or one of every warp.
   __device__ __forceinline__ void arrive_all(std::int32_t barrier) { sm90::arrive(warp_.address(barrier)); }
+  // Every thread, when its copies are there.
+  __device__ __forceinline__ void arrive_copied(std::int32_t barrier) { sm90::arrive_copied(warp_.address(barrier)); }
   __device__ __forceinline__ void arrive_warps(std::int32_t barrier) {
     __syncwarp();   // what the other lanes have read, they have
     if (threadIdx.x % 32 == 0) sm90::arrive(warp_.address(barrier));
@@ -136,6 +175,7 @@ class WarpgroupExecutor {
     return warp_.template load<std::int32_t>(offset);
   }
   __device__ __forceinline__ void sync_consumers(int) { sm90::sync_threads<kThreads>(1); }
+  __device__ __forceinline__ void sync_loaders(int) { sm90::sync_threads<kLoaders>(2); }
   __device__ __forceinline__ void finish() {}
 
  private:

@@ -90,6 +90,43 @@ nb::dict explain_family(const WeightPlan& plan) {
   return told;
 }
 
+nb::dict explain_family(const OuterPlan& plan) {
+  const OuterParams& params = plan.params;
+  constexpr const char* axes[kTileAxes] = {"n", "d", "h", "w"};
+  nb::dict told, tile, tiles;
+  tile["rows"] = plan.config.channels;
+  tile["columns"] = plan.config.rows();
+  tile["input_channels"] = std::min(plan.config.channels, params.in_channels);
+  tile["output_channels"] = std::min(params.block_octets * kOctet, params.out_channels);
+  tile["taps"] = plan.taps;
+  tile["pixels"] = plan.config.pixels(plan.operand);
+  for (int axis = 0; axis < kTileAxes; ++axis) {
+    tile[axes[axis]] = params.axes[axis].tile;
+    tiles[axes[axis]] = params.axes[axis].tiles;
+  }
+  told["tile"] = tile;
+  told["tiles"] = tiles;
+  told["origin"] = nb::none();
+  told["operand"] = name_of(plan.operand);
+  told["channel_blocks"] = params.row_blocks * params.channel_blocks;
+  told["tap_blocks"] = params.tap_blocks;
+  told["patch_pixels"] = params.patch_pixels;
+  told["split"] = params.splits;
+  told["grid"] = plan.grid;
+  told["threads"] = plan.config.block_threads();
+  told["stages"] = params.stages;
+  const auto copied = [&](bool by_registers, std::int32_t piece) {
+    const int bytes = operand_bytes(plan.operand);
+    return by_registers ? bytes : plan.inner == Innermost::channels ? 16 : piece * bytes;
+  };
+  told["input_bytes"] = copied(params.input_by_registers, params.input_piece);   // at a time
+  told["patch_bytes"] = copied(params.patch_by_registers, params.patch_piece);
+  told["patch_phases"] = params.axes[3].phases;
+  told["shared_bytes"] = params.shared.bytes;
+  tell_cost(told, plan.cost);
+  return told;
+}
+
 nb::dict terms_of(const DirectCost& cost) {
   nb::dict terms;
   terms["issue"] = cost.issue;

@@ -115,6 +115,7 @@ void bind_cuda(nb::module_& module) {
         };
         if (operator_of(op) == Operator::grad_weight) {
           add(weight_configs());
+          add(outer_configs());
         } else {
           add(gemm_configs());
         }

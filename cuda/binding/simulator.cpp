@@ -59,7 +59,8 @@ void bind_simulator(nb::module_& module) {
                                 &program};
         const auto* gemm = std::get_if<GemmPlan>(&plan.chosen);
         const auto* product = std::get_if<WeightPlan>(&plan.chosen);
-        if (gemm == nullptr && product == nullptr) {
+        const auto* outer = std::get_if<OuterPlan>(&plan.chosen);
+        if (gemm == nullptr && product == nullptr && outer == nullptr) {
           const std::string kernel = plan.kernel();
           throw nb::value_error(
               ("plan: " + kernel + "; only implicit_gemm is simulated, run_direct runs this").c_str());
@@ -68,8 +69,9 @@ void bind_simulator(nb::module_& module) {
         {
           nb::gil_scoped_release release;
           const simulator::Schedule schedule{order, late_copies, skipped_barrier};
-          counted =
-              gemm ? simulator::simulate(*gemm, pointers, schedule) : simulator::simulate(*product, pointers, schedule);
+          counted = gemm      ? simulator::simulate(*gemm, pointers, schedule)
+                    : product ? simulator::simulate(*product, pointers, schedule)
+                              : simulator::simulate(*outer, pointers, schedule);
         }
         nb::dict told;
         told["matrix_loads"] = counted.matrix_loads;

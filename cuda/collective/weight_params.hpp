@@ -97,7 +97,8 @@ struct WeightTile {
 };
 
 // Neighbouring thread blocks share their pixels.
-CONVT_HOST_DEVICE inline WeightTile weight_tile(const WeightParams& params, std::int32_t block) {
+template <class Params>
+CONVT_HOST_DEVICE WeightTile weight_tile(const Params& params, std::int32_t block) {
   WeightTile tile;
   const auto next = [&block](const FastDivisor& by) {
     const std::int32_t quotient = by.quotient(block), digit = by.remainder(block, quotient);

@@ -185,7 +185,7 @@ std::variant<GemmPlan, std::string> plan_gemm(const Request& request, const Devi
   if (const std::string reason = gemm_refusal(request); !reason.empty()) return reason;
   const Operand operand = operand_of(request.dtype, request.precision);
   if (!config.has(operand)) return config.grouped() ? kTruncates : kNoRegisters;
-  if (config.grouped() && device.capability != 90) return "its instructions are Hopper's";
+  if (config.grouped() && device.capability != 90) return kHoppers;
   const int fitting = blocks_that_fit(config, operand, device);
   if (fitting == 0) return "needs more shared memory than this GPU gives a thread block";
   const GemmWork work = gemm_work(search.shape(), device, config, operand, fitting);

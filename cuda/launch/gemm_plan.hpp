@@ -38,8 +38,9 @@ struct GemmPlan {
   std::string name() const;
 };
 
-// Why a configuration does not multiply an operand.
+// Why a configuration does not multiply an operand, or runs on no other GPU.
 inline constexpr const char* kNoRegisters = "its sums leave no registers for the three products of ieee";
+inline constexpr const char* kHoppers = "its instructions are Hopper's";
 inline constexpr const char* kTruncates = "its instructions truncate where they add, which ieee does not allow";
 
 // Configurations in the order of configs.def, and their names, such as 64x256p4.

@@ -1,6 +1,7 @@
 #include "launch/operator_launch.hpp"
 
 #include "launch/cuda_check.hpp"
+#include "launch/outer_launch.hpp"
 #include "launch/weight_launch.hpp"
 
 namespace convt {
@@ -27,11 +28,13 @@ class DeviceGuard {
 
 void launch(const GemmPlan& plan, const Pointers& pointers) { launch_gemm(plan, pointers); }
 void launch(const WeightPlan& plan, const Pointers& pointers) { launch_weight(plan, pointers); }
+void launch(const OuterPlan& plan, const Pointers& pointers) { launch_outer(plan, pointers); }
 void launch(const DepthwisePlan& plan, const Pointers& pointers) { launch_depthwise(plan, pointers); }
 void launch(const SimtPlan& plan, const Pointers& pointers) { launch_simt(plan, pointers); }
 
 KernelResources resources_of(const GemmPlan& plan) { return gemm_resources(plan); }
 KernelResources resources_of(const WeightPlan& plan) { return weight_resources(plan); }
+KernelResources resources_of(const OuterPlan& plan) { return outer_resources(plan); }
 KernelResources resources_of(const DepthwisePlan& plan) { return function_resources(depthwise_function(plan)); }
 KernelResources resources_of(const SimtPlan& plan) { return function_resources(simt_function(plan)); }
 

@@ -13,16 +13,18 @@ constexpr const char* kGemm = "implicit_gemm";
 constexpr const char* kDepthwise = "depthwise";
 constexpr const char* kSimt = "simt";
 // In the order of OperatorPlan::chosen.
-constexpr const char* kFamilies[] = {kGemm, kGemm, kDepthwise, kSimt};
+constexpr const char* kFamilies[] = {kGemm, kGemm, kGemm, kDepthwise, kSimt};
 static_assert(std::size(kFamilies) == std::variant_size_v<decltype(OperatorPlan::chosen)>, "a name per family");
 
 std::string config_of(const GemmPlan& plan) { return plan.name(); }
 std::string config_of(const WeightPlan& plan) { return plan.name(); }
+std::string config_of(const OuterPlan& plan) { return plan.name(); }
 std::string config_of(const DepthwisePlan& plan) { return plan.config; }
 std::string config_of(const SimtPlan& plan) { return plan.config; }
 
 double time_of(const GemmPlan& plan) { return plan.cost.total; }
 double time_of(const WeightPlan& plan) { return plan.cost.total; }
+double time_of(const OuterPlan& plan) { return plan.cost.total; }
 double time_of(const DepthwisePlan& plan) { return plan.cost().total(); }
 double time_of(const SimtPlan& plan) { return plan.cost.total(); }
 
@@ -47,11 +49,11 @@ void require_known(Operator op, const std::string& forced) {
     legal += (legal.empty() ? "" : ", ") + name;
     return forced == name;
   };
-  if (std::any_of(std::begin(kFamilies) + 1, std::end(kFamilies), is)) return;   // the first two share a name
+  if (std::any_of(std::begin(kFamilies) + 2, std::end(kFamilies), is)) return;   // the first three share a name
   const auto among = [&](const auto& configs) {
     return std::any_of(configs.begin(), configs.end(), [&](const auto& config) { return is(name_of(config)); });
   };
-  if (op == Operator::grad_weight ? among(weight_configs()) : among(gemm_configs())) return;
+  if (op == Operator::grad_weight ? among(weight_configs()) || among(outer_configs()) : among(gemm_configs())) return;
   throw std::invalid_argument("kernel: " + forced + "; legal are " + legal);
 }
 
@@ -102,6 +104,7 @@ OperatorPlan plan_operator(const Request& request, const DeviceTraits& device,
   };
   if (request.op == Operator::grad_weight) {
     consider_gemms(weight_configs(), [&](const WeightConfig& config) { return plan_weight(request, device, config); });
+    consider_gemms(outer_configs(), [&](const OuterConfig& config) { return plan_outer(request, device, config); });
   } else {
     GemmSearch search(request);
     consider_gemms(gemm_configs(),

@@ -7,6 +7,7 @@
 
 #include "launch/depthwise.hpp"
 #include "launch/gemm_plan.hpp"
+#include "launch/outer_plan.hpp"
 #include "launch/simt.hpp"
 #include "launch/weight_plan.hpp"
 
@@ -23,7 +24,7 @@ struct PlanCandidate {
 struct OperatorPlan {
   Request request;
   DeviceTraits device;
-  std::variant<GemmPlan, WeightPlan, DepthwisePlan, SimtPlan> chosen;
+  std::variant<GemmPlan, WeightPlan, OuterPlan, DepthwisePlan, SimtPlan> chosen;
   std::vector<PlanCandidate> candidates;
 
   const char* kernel() const;                 // family: implicit_gemm, depthwise or simt

@@ -11,7 +11,7 @@ template <class S>
 void launch(const SumShape& shape, const void* partial, void* result, void* stream) {
   using Kernel = SumPartials<S>;
   constexpr std::int64_t most = 132 * 16;
-  const std::int64_t blocks = std::clamp<std::int64_t>(ceil_div(Kernel::elements(shape), Kernel::kThreads), 1, most);
+  const std::int64_t blocks = std::clamp<std::int64_t>(Kernel::tiles(shape), 1, most);
   launch_kernel<Kernel>(dim3(unsigned(blocks)), Kernel::kThreads, 0, stream,
                         {shape, static_cast<const typename Kernel::T*>(partial), static_cast<S*>(result)},
                         "launching the sum of a weight gradient");

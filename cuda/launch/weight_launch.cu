@@ -1,10 +1,8 @@
 #include "launch/weight_launch.hpp"
 
-#include <cstring>
 #include <stdexcept>
 
-#include "launch/carried.hpp"
-#include "launch/cuda_check.hpp"
+#include "launch/product_launch.hpp"
 
 namespace convt {
 namespace {
@@ -20,18 +18,8 @@ GemmKernel find_kernel(const WeightPlan& plan) {
 }  // namespace
 
 void launch_weight(const WeightPlan& plan, const Pointers& pointers) {
-  WeightParams params = bind(plan, pointers);
-  Carried<kCarriedTables> carried;
-  if (plan.carried()) {
-    std::memcpy(carried.bytes, plan.tables.data(), plan.tables.size());
-  } else {
-    launch_tables(plan.tables, static_cast<char*>(pointers.workspace), pointers.stream);
-  }
-  const void* function = find_kernel(plan).function;
-  void* arguments[] = {&params, &carried};
-  launch_function(function, plan.grid, plan.config.threads(), params.shared.bytes, arguments, pointers.stream,
-                  "launching the weight gradient");
-  if (params.partial) launch_sum_partials(plan.sum, plan.dtype, params.result, pointers.filter, pointers.stream);
+  launch_product(plan, bind(plan, pointers), find_kernel(plan).function, plan.config.threads(), pointers,
+                 "launching the weight gradient");
 }
 
 KernelResources weight_resources(const WeightPlan& plan) { return function_resources(find_kernel(plan).function); }

@@ -15,8 +15,6 @@ std::string name_of(const WeightConfig& config) {
          std::to_string(config.warps_m) + "x" + std::to_string(config.warps_n);
 }
 
-std::string WeightPlan::name() const { return name_of(config); }
-
 const std::vector<WeightConfig>& weight_configs() {
   static const std::vector<WeightConfig> configs = {
 #define CONVT_WEIGHT_CONFIG(...) WeightConfig{__VA_ARGS__},
@@ -114,7 +112,8 @@ GemmCost cost_of(const Work& work, const Candidate& choice, const PatchTotals& p
   const double latency = per_sm / std::min(resident, per_sm) * (3000 + each * 400) * cycle;
   // Partial sums stay in L2 mostly; their sum is a launch of its own.
   const double second = choice.splits > 1 ? 2.5 + partial / 4.0e6 + double(choice.splits) * 0.01 : 0;
-  cost.total = overlapped(cost) + latency + second + 3.0;
+  // What the terms leave out, as measured: mma.sync waits for the fragments of one box after the other.
+  cost.total = overlapped(cost) * (wide ? 2.3 : 3.0) + latency + second + 3.0;
   return cost;
 }
 
@@ -285,12 +284,7 @@ std::variant<WeightPlan, std::string> build(const Work& work, const Candidate& c
       double(params.tap_blocks) * params.channel_blocks * params.row_blocks * params.conv_groups * params.splits;
   if (grid > kUnlimited) return "more than 2**31 thread blocks";
   plan.grid = std::int64_t(grid);
-  plan.partial_offset = plan.carried() ? 0 : round_up(std::int64_t(plan.tables.size()), 256);
-  plan.workspace_bytes = plan.partial_offset;
-  if (split) {
-    plan.sum = sum_shape(request, choice.splits);
-    plan.workspace_bytes += partial_bytes(request, choice.splits);
-  }
+  plan.lay_out(request, choice.splits > 1 ? choice.splits : 0);
   return plan;
 }
 

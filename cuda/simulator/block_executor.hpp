@@ -173,6 +173,18 @@ class HostWarp {
     ++memory_->counters->products;
   }
 
+ protected:
+  // Where the elements of a fragment register lie along the reduction: `part` is the 16-byte plane.
+  template <Operand kOperand>
+  static void unpack(float* to, int column, int part, std::uint32_t word) {
+    if constexpr (is_float32(kOperand)) {
+      to[part * 4 + column] = as_float(word & kTf32Mask);   // the tensor core looks at no more
+    } else {
+      to[part * 8 + 2 * column] = widen<kOperand>(std::uint16_t(word));
+      to[part * 8 + 2 * column + 1] = widen<kOperand>(std::uint16_t(word >> 16));
+    }
+  }
+
  private:
   struct Copy {
     std::int32_t offset;
@@ -182,17 +194,6 @@ class HostWarp {
   static void aligned(const void* address, std::size_t bytes) {
     if (reinterpret_cast<std::uintptr_t>(address) % bytes != 0) {
       throw std::runtime_error("global memory: misaligned access of " + std::to_string(bytes) + " bytes");
-    }
-  }
-
-  // Where the elements of a fragment register lie along the reduction: `part` is the 16-byte plane.
-  template <Operand kOperand>
-  static void unpack(float* to, int column, int part, std::uint32_t word) {
-    if constexpr (is_float32(kOperand)) {
-      to[part * 4 + column] = as_float(word & kTf32Mask);   // the tensor core looks at no more
-    } else {
-      to[part * 8 + 2 * column] = widen<kOperand>(std::uint16_t(word));
-      to[part * 8 + 2 * column + 1] = widen<kOperand>(std::uint16_t(word >> 16));
     }
   }
 

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "simulator/host_memory.hpp"
+#include "simulator/run_sum.hpp"
 
 namespace convt::simulator {
 namespace {
@@ -55,8 +56,7 @@ void run_grad_weight(const DirectRun& run, const DepthwiseGradientShape& shape, 
     each_thread(run, [&](int thread) { Kernel::store(params, index, thread, run.threads, shared); });
   }
   if (shape.splits == 1) return;
-  const typename SumPartials<S>::Params added{sum, partial, result};
-  for (std::int64_t at = 0; at < SumPartials<S>::elements(sum); ++at) SumPartials<S>::element(added, at);
+  run_sum<S>({sum, partial, result});
 }
 
 template <class S, int kPitch>

@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "simulator/host_memory.hpp"
+#include "simulator/run_sum.hpp"
 
 namespace convt::simulator {
 namespace {
@@ -31,15 +32,6 @@ void run_depthwise_type(const DirectRun& run, DepthwiseKind kind, const Depthwis
     case DepthwiseKind::channel_vectors:
       return run_depthwise_kernel<DepthwiseChannels<S, kPacked<S>>>(run, shape, data, program);
   }
-}
-
-// The order of SumPartials::operator() does not matter: an element is one thread's own.
-template <class S>
-void run_sum(const SumShape& shape, const Pointers& pointers) {
-  using Kernel = SumPartials<S>;
-  const typename Kernel::Params params{shape, static_cast<const typename Kernel::T*>(pointers.workspace),
-                                       static_cast<S*>(pointers.filter)};
-  for (std::int64_t index = 0; index < Kernel::elements(shape); ++index) Kernel::element(params, index);
 }
 
 // The order of Simt::operator().
@@ -86,7 +78,10 @@ void run_simt_type(const DirectRun& run, const SimtPlan& plan, const Pointers& p
       return run_simt_kernel<S, Operator::grad_input>(run, plan.shape, data, pointers.program);
     case Operator::grad_weight:
       run_simt_kernel<S, Operator::grad_weight>(run, plan.shape, data, pointers.program);
-      if (plan.shape.splits > 1) run_sum<S>(plan.sum, pointers);
+      if (plan.shape.splits > 1) {
+        using T = typename SumPartials<S>::T;
+        run_sum<S>({plan.sum, static_cast<const T*>(pointers.workspace), static_cast<S*>(pointers.filter)});
+      }
   }
 }
 

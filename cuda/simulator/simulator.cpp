@@ -1,11 +1,13 @@
 #include "simulator/simulator.hpp"
 #include "simulator/run_pack.hpp"
+#include "simulator/run_sum.hpp"
 #include "simulator/warpgroup_block.hpp"
 
 #include <algorithm>
 #include <numeric>
 
 #include "kernel/implicit_gemm.hpp"
+#include "kernel/outer_gemm.hpp"
 #include "kernel/warpgroup_gemm.hpp"
 #include "kernel/weight_gemm.hpp"
 
@@ -34,8 +36,8 @@ template <TileConfig kConfig, Operand kOperand>
 void run_blocks(const GemmPlan& plan, const GemmParams& params, const Schedule& schedule, Counters& counters) {
   if constexpr (kConfig.has(kOperand) && kConfig.grouped()) {
     each_block(plan.grid, schedule, [&](std::int32_t index) {
-      WarpgroupBlock block(index, std::int32_t(plan.grid), kConfig.groups(), input_of(params, operand_bytes(kOperand)),
-                           params.shared.bytes, schedule, counters);
+      WarpgroupBlock block(index, std::int32_t(plan.grid), kConfig.groups(), kConfig.loaders() / 32,
+                           input_of(params, operand_bytes(kOperand)), params.shared.bytes, schedule, counters);
       WarpgroupGemm<kConfig, kOperand>::run(block, params);
     });
   } else if constexpr (kConfig.has(kOperand)) {
@@ -96,18 +98,57 @@ RunWeight run_weight_of(const WeightConfig& config, Operand operand) {
   return runs[int(operand)];
 }
 
-template <class S>
-void sum_up(const WeightPlan& plan, const WeightParams& params, void* result) {
-  using Sum = SumPartials<S>;
-  const typename Sum::Params sum{plan.sum, static_cast<const typename Sum::T*>(params.result), static_cast<S*>(result)};
-  for (std::int64_t index = 0; index < Sum::elements(plan.sum); ++index) Sum::element(sum, index);
+using RunOuter = void (*)(const OuterPlan&, const OuterParams&, const Schedule&, Counters&);
+
+template <OuterConfig kConfig, Operand kOperand, Innermost kInner>
+void run_outer_blocks(const OuterPlan& plan, const OuterParams& params, const Schedule& schedule, Counters& counters) {
+  each_block(plan.grid, schedule, [&](std::int32_t index) {
+    WarpgroupBlock block(index, std::int32_t(plan.grid), kConfig.groups, kConfig.loaders() / 32, {},
+                         params.shared.bytes, schedule, counters);
+    OuterGemm<kConfig, kOperand, kInner>::run(block, params, params.tables ? params.tables : plan.tables.data());
+  });
+}
+
+template <OuterConfig kConfig, Innermost kInner>
+RunOuter run_outer_of(Operand operand) {
+  constexpr RunOuter runs[kOperands] = {run_outer_blocks<kConfig, Operand::tf32, kInner>, nullptr,
+                                        run_outer_blocks<kConfig, Operand::bfloat16, kInner>,
+                                        run_outer_blocks<kConfig, Operand::float16, kInner>};
+  return runs[int(operand)];
+}
+
+template <OuterConfig kConfig>
+RunOuter run_outer_of(const OuterPlan& plan) {
+  if (!(plan.config == kConfig)) return nullptr;
+  return plan.inner == Innermost::pixels ? run_outer_of<kConfig, Innermost::pixels>(plan.operand)
+                                         : run_outer_of<kConfig, Innermost::channels>(plan.operand);
+}
+
+// Of a weight gradient whose products have been made.
+template <class S, class Plan>
+void sum_up(const Plan& plan, const void* partial, void* result) {
+  run_sum<S>({plan.sum, static_cast<const typename SumPartials<S>::T*>(partial), static_cast<S*>(result)});
+}
+
+template <class Plan, class Params>
+void sum_up(const Plan& plan, const Params& params, const Pointers& pointers) {
+  if (!params.partial) return;
+  if (plan.dtype == DType::float32) sum_up<float>(plan, params.result, pointers.filter);
+  if (plan.dtype == DType::float16) sum_up<Float16>(plan, params.result, pointers.filter);
+  if (plan.dtype == DType::bfloat16) sum_up<BFloat16>(plan, params.result, pointers.filter);
+}
+
+// Tables that do not travel with the parameters are in the workspace first.
+template <class Plan>
+void place_tables(const Plan& plan, const Pointers& pointers) {
+  if (!plan.carried()) std::memcpy(pointers.workspace, plan.tables.data(), plan.tables.size());
 }
 
 }  // namespace
 
 Counters simulate(const WeightPlan& plan, const Pointers& pointers, const Schedule& schedule) {
   const WeightParams params = bind(plan, pointers);
-  if (!plan.carried()) std::memcpy(pointers.workspace, plan.tables.data(), plan.tables.size());
+  place_tables(plan, pointers);
   Counters counters;
   for (const RunWeight run : {
 #define CONVT_WEIGHT_CONFIG(...) run_weight_of<WeightConfig{__VA_ARGS__}>(plan.config, plan.operand),
@@ -116,10 +157,22 @@ Counters simulate(const WeightPlan& plan, const Pointers& pointers, const Schedu
        }) {
     if (run != nullptr) run(plan, params, schedule, counters);
   }
-  if (!params.partial) return counters;
-  if (plan.dtype == DType::float32) sum_up<float>(plan, params, pointers.filter);
-  if (plan.dtype == DType::float16) sum_up<Float16>(plan, params, pointers.filter);
-  if (plan.dtype == DType::bfloat16) sum_up<BFloat16>(plan, params, pointers.filter);
+  sum_up(plan, params, pointers);
+  return counters;
+}
+
+Counters simulate(const OuterPlan& plan, const Pointers& pointers, const Schedule& schedule) {
+  const OuterParams params = bind(plan, pointers);
+  place_tables(plan, pointers);
+  Counters counters;
+  for (const RunOuter run : {
+#define CONVT_OUTER_CONFIG(...) run_outer_of<OuterConfig{__VA_ARGS__}>(plan),
+#include "config/outer_configs.def"
+#undef CONVT_OUTER_CONFIG
+       }) {
+    if (run != nullptr) run(plan, params, schedule, counters);
+  }
+  sum_up(plan, params, pointers);
   return counters;
 }
 

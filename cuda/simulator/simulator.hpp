@@ -1,6 +1,6 @@
 #pragma once
 
-#include "launch/weight_plan.hpp"
+#include "launch/outer_plan.hpp"
 #include "simulator/block_executor.hpp"
 
 namespace convt::simulator {
@@ -9,5 +9,6 @@ namespace convt::simulator {
 // workspace has plan.workspace_bytes.
 Counters simulate(const GemmPlan& plan, const Pointers& pointers, const Schedule& schedule);
 Counters simulate(const WeightPlan& plan, const Pointers& pointers, const Schedule& schedule);
+Counters simulate(const OuterPlan& plan, const Pointers& pointers, const Schedule& schedule);
 
 }  // namespace convt::simulator

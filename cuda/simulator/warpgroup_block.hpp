@@ -8,128 +8,12 @@
 #include <thread>
 #include <utility>
 
-#include "arch/descriptor.hpp"
-#include "simulator/block_executor.hpp"
+#include "simulator/group_host_warp.hpp"
 
 // Plays a warp-specialised thread block on the host: its roles (loaders, feeder, each warpgroup that multiplies) run in turns, one at
 // a time. One goes on until it waits for a round that is not complete; then it is the next one's turn. Warps of a role wait each for
 // itself: in order 2 the last one does nothing until nobody can go on without it. When all wait, the kernel would hang.
 namespace convt::simulator {
-
-struct InputMemory {
-  const char *begin, *end;
-};
-
-// A warp of a warpgroup. Products read their operands through descriptors, as late as the program allows or at once.
-class GroupHostWarp : public HostWarp {
- public:
-  GroupHostWarp(BlockMemory* memory, int index) : HostWarp(memory, index), memory_(memory) {}
-
-  template <int kTiles>
-  void begin_products(Lanes<float, 32> (&)[kTiles][4]) {}
-  template <int kTiles>
-  void commit_products(Lanes<float, 32> (&)[kTiles][4]) {
-    committed_.push_back(std::move(issued_));
-    issued_.clear();
-  }
-  template <int kPending, int kTiles>
-  void wait_products(Lanes<float, 32> (&)[kTiles][4]) {
-    while (int(committed_.size()) > kPending) {
-      for (const auto& product : committed_.front()) product();
-      committed_.pop_front();
-    }
-  }
-  template <Operand kOperand, int kFirst, int kTiles>
-  void multiply_group(Lanes<float, 32> (&sums)[kTiles][4], std::int32_t a, std::int32_t a_pitch, std::int32_t b,
-                      std::int32_t b_pitch) {
-    for (const std::int32_t bytes : {a, a_pitch, b, b_pitch}) {
-      if (bytes % 16 != 0 || bytes / 16 > 0x3fff) throw std::runtime_error("wgmma: operand does not fit a descriptor");
-    }
-    const auto rows = sm90::fields_of(sm90::operand_at(a / 16, a_pitch / 16));
-    const auto pixels = sm90::fields_of(sm90::operand_at(b / 16, b_pitch / 16));
-    auto* const to = &sums[kFirst];
-    const auto product = [this, rows, pixels, to] { multiply_now<kOperand>(to, rows, pixels); };
-    if (memory_->schedule.late_copies) {
-      issued_.push_back(product);
-    } else {
-      product();
-    }
-  }
-  // Lane 8 m + i names the row of memory that takes column i of matrix m.
-  void store_transposed(const Word& row, std::int32_t offset, const Word (&from)[4]) {
-    for (int matrix = 0; matrix < 4; ++matrix) {
-      for (int column = 0; column < 8; ++column) {
-        char* const to = memory_->at(std::int32_t(row[matrix * 8 + column]) + offset, 16);
-        for (int at = 0; at < 8; ++at) {
-          const std::uint32_t word = from[matrix][at * 4 + column / 2];
-          const auto half = std::uint16_t(column % 2 ? word >> 16 : word);
-          std::memcpy(to + 2 * at, &half, 2);
-        }
-      }
-    }
-  }
-  void publish() {}
-
-  // Loaders read the input, and nothing else.
-  void read_only(const InputMemory& input) { input_ = &input; }
-  template <class T>
-  T global(const char* source) const {
-    if (input_ && (source < input_->begin || source + sizeof(T) > input_->end)) {
-      throw std::out_of_range("global memory: a loader reads outside of the input");
-    }
-    return HostWarp::global<T>(source);
-  }
-  template <int kBytes>
-  std::uint32_t word_if(bool there, const char* source) const {
-    return there ? global<std::conditional_t<kBytes == 4, std::uint32_t, std::uint16_t>>(source) : 0;
-  }
-  Vector16 vector_if(bool there, const char* source) const { return there ? global<Vector16>(source) : Vector16{}; }
-
- private:
-  // This warp's 16 of the 64 rows.
-  template <Operand kOperand>
-  void multiply_now(Lanes<float, 32> (*sums)[4], const sm90::OperandFields& a, const sm90::OperandFields& b) {
-    constexpr int depth = is_float32(kOperand) ? 8 : 16, vector = depth / 2;
-    const auto row_of = [&](const sm90::OperandFields& operand, int row, float* to) {
-      for (int half = 0; half < 2; ++half) {
-        const char* from = memory_->at(
-            operand.address + row / 8 * operand.along_rows + row % 8 * 16 + half * operand.along_reduction, 16);
-        for (int at = 0; at < vector; ++at) to[half * vector + at] = element<kOperand>(from, at);
-      }
-    };
-    float rows[16][depth];
-    for (int row = 0; row < 16; ++row) row_of(a, index() % 4 * 16 + row, rows[row]);
-    for (int column = 0; column < kGroupPixels; ++column) {
-      float pixel[depth];
-      row_of(b, column, pixel);
-      for (int row = 0; row < 16; ++row) {
-        float& sum = sums[column / 8][row / 8 * 2 + column % 2][row % 8 * 4 + column % 8 / 2];
-        double total = sum;
-        for (int at = 0; at < depth; ++at) total += double(rows[row][at]) * double(pixel[at]);
-        sum = float(total);
-      }
-    }
-    ++memory_->counters->products;
-  }
-
-  template <Operand kOperand>
-  static float element(const char* from, int at) {
-    if constexpr (is_float32(kOperand)) {
-      std::uint32_t word;
-      std::memcpy(&word, from + at * 4, 4);
-      return as_float(word & kTf32Mask);   // the tensor core looks at no more
-    } else {
-      std::uint16_t word;
-      std::memcpy(&word, from + at * 2, 2);
-      return widen<kOperand>(word);
-    }
-  }
-
-  BlockMemory* memory_;
-  const InputMemory* input_ = nullptr;
-  std::vector<std::function<void()>> issued_;
-  std::deque<std::vector<std::function<void()>>> committed_;
-};
 
 // Barriers that count arrivals, and whose turn it is.
 class RoundBarriers {
@@ -168,7 +52,10 @@ class RoundBarriers {
     await(role, [&] { return met_ / expected > round; }, [] {});
   }
   // A copy that is made when somebody waits for it.
-  void put_off(int barrier, std::function<void()> copy) { barriers_.at(barrier).copies.push_back(std::move(copy)); }
+  void put_off(int barrier, std::function<void()> copy) {
+    barriers_.at(barrier).copies.push_back(std::move(copy));
+    ++events_;   // who waits for it may go on
+  }
   void begin(int role) {
     std::unique_lock lock(mutex_);
     turned_.wait(lock, [&] { return turn_ == role; });
@@ -270,6 +157,10 @@ class HostGroup {
   T read(const char* source) const {
     return load<T>(source);
   }
+  template <class T>
+  T reread(const char* source) const {
+    return load<T>(source);
+  }
 
   template <class States, class Visit>
   void each_warp(States& states, Visit visit) {
@@ -287,6 +178,23 @@ class HostGroup {
   }
   void arrive_all(std::int32_t barrier) { arrive(barrier, 32); }
   void arrive_warps(std::int32_t barrier) { arrive(barrier, 1); }
+  void arrive_copied(std::int32_t barrier) {
+    for (std::size_t warp = 0; warp < warps_.size(); ++warp) {
+      queues_[warp].push_back({[this, warp, at = number(barrier)] {
+                                 const auto copy = [&block = block_, copies = warps_[warp].take_copies(), at] {
+                                   for (const auto& made : copies) made();
+                                   block.barriers.arrive(at, 32);
+                                 };
+                                 if (block_.memory.schedule.late_copies) {
+                                   block_.barriers.put_off(at, copy);
+                                 } else {
+                                   copy();
+                                 }
+                               },
+                               true});
+    }
+    go_on();
+  }
   void copy_bulk(std::int32_t offset, const char* source, std::int32_t bytes, std::int32_t barrier) {
     const auto copy = [&block = block_, offset, source, bytes, at = number(barrier)] {
       for (std::int32_t byte = 0; byte < bytes; byte += 16) {
@@ -308,6 +216,10 @@ class HostGroup {
     if (skips(barrier)) return;
     flush();
     block_.barriers.meet(role_, multiplying_);
+  }
+
+  void sync_loaders(int barrier) {   // they are one role
+    if (!skips(barrier)) flush();
   }
 
   // Runs what the warps have still to do.
@@ -361,12 +273,13 @@ class HostGroup {
   std::vector<std::vector<Work>> queues_;
 };
 
-// `groups` warpgroups multiply, as many others load: the last warp of those is the feeder.
+// `groups` warpgroups multiply, `loading` warps load, and in some kernels one more feeds.
 class WarpgroupBlock {
  public:
-  WarpgroupBlock(std::int32_t index, std::int32_t count, int groups, const InputMemory& input,
+  WarpgroupBlock(std::int32_t index, std::int32_t count, int groups, int loading, const InputMemory& input,
                  std::int64_t shared_bytes, const Schedule& schedule, Counters& counters)
       : groups_(groups),
+        loading_(loading),
         block_{index,
                count,
                input,
@@ -394,8 +307,8 @@ class WarpgroupBlock {
       block_.barriers.end(role);
     };
     std::vector<std::thread> threads;
-    threads.emplace_back([&] { play(HostGroup::kLoaders, 0, 4 * groups_ - 1, load); });
-    threads.emplace_back([&] { play(HostGroup::kFeeder, 4 * groups_ - 1, 1, feed); });
+    threads.emplace_back([&] { play(HostGroup::kLoaders, 0, loading_, load); });
+    threads.emplace_back([&] { play(HostGroup::kFeeder, loading_, 1, feed); });
     for (int group = 0; group < groups_; ++group) {
       threads.emplace_back([&, group] { play(HostGroup::kFirstMultiplying + group, 4 * group, 4, consume); });
     }
@@ -404,9 +317,13 @@ class WarpgroupBlock {
       if (failure) std::rethrow_exception(failure);
     }
   }
+  template <int kLoaders, int kConsumers, class Load, class Consume>
+  void roles(Load load, Consume consume) {
+    roles<kLoaders, kConsumers>(load, [](HostGroup&) {}, consume);
+  }
 
  private:
-  int groups_;
+  int groups_, loading_;
   SharedBlock block_;
 };
 

@@ -109,17 +109,20 @@ def _cuda_grad_input(problem: Problem, strict: bool, half: bool, channels_last: 
 
 
 def _cuda_grad_weight(problem: Problem, strict: bool, half: bool, channels_last: bool) -> bool:
-    few, many = _channels(problem)
+    few, _ = _channels(problem)
     strided = _is_strided(problem)
-    if few <= 4:
-        return False
     if strict:
-        return few <= 256
+        return 4 < few <= 256
     if channels_last:
-        return not half and (not strided or (problem.rank == 3 and _is_dilated(problem)))
-    if half:
-        return few <= 16 or (few <= 48 and many > 64)
-    return problem.in_channels <= 96 and not (problem.rank == 3 and strided and not _is_dilated(problem))
+        # Inputs and outputs that no tap joins are fetched as well.
+        if math.prod(problem.stride) > problem.taps:
+            return False
+        if not strided:
+            return few <= 48 or not half
+        return few <= (16 if half else 32) or problem.taps > 100 or (not half and problem.in_channels <= 64)
+    if half and (problem.input[-1] % 2 or problem.output[-1] % 2):  # elements of such rows go through registers
+        return few <= 32 if problem.rank == 1 else problem.taps <= 4 and few <= 64
+    return problem.in_channels <= 192 if half else problem.in_channels < 1024 or problem.rank == 1
 
 
 def _pixels(problem: Problem) -> int:

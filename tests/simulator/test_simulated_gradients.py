@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,7 +16,7 @@ from torch import Tensor
 from adversarial import grouped, has_room
 from convt import _C
 from convt.testing.kernelbench import PROBLEMS as KERNELBENCH
-from simulated import COSTLY, LAYOUTS, NAMED, SCHEDULES, Call, operands_of, planned, problem
+from simulated import COSTLY, LAYOUTS, NAMED, OPERANDS, SCHEDULES, Call, operands_of, planned, problem
 from strategies import problems
 
 pytestmark = pytest.mark.simulator
@@ -190,35 +191,55 @@ def test_random_problems(operator, config):
     assert sum(played) >= 20 and len(played) >= 25, f"{sum(played)} of {len(played)} problems"
 
 
+# Of the weight gradient, warpgroups multiply in some configurations, which have another kernel.
+OUTER = tuple(config for config in CONFIGS["grad_weight"] if re.search(r"g\d+$", config))
+WARPS = tuple(config for config in CONFIGS["grad_weight"] if config not in OUTER)
 # The names in cuda/kernel/weight_gemm.hpp, and what a barrier separates.
 BARRIERS = {
     "Table": "tables from the loads that use them, which other threads do",
     "Box": "a box and its tables from its products and loads, and these from the next box but one",
 }
+# The same in cuda/kernel/outer_gemm.hpp: among those who do the same, and what one role awaits of another, by stage.
+OUTER_BARRIERS = {
+    "Position": "places of positions, each found by one thread, from the products that use them",
+    "Table": "the table and the places of boxes from the copies that use them, which other threads start",
+    "Told": "the places of boxes from those of the next, found where they were",
+    "Done": "the products of all warpgroups from the sums that take the place of their operands",
+    "Staged": "sums in shared memory from the threads that write them",
+}
+TOLD_BOXES = 64  # kToldBoxes: found at a time
+WAITS = {"full": "the copies of a box from the products that read it", "empty": "the products from the next copies"}
+MOST_BOXES = 4  # kMostBoxes of cuda/config/outer_config.hpp: barriers `full` of every stage, then `empty`
+OF_ROLES = 8  # HostGroup::kWaits of the simulator
 
 
-def barriers() -> dict[str, int]:
+def barriers(kernel: str = "weight_gemm") -> dict[str, int]:
     """Numbers of the barriers by name."""
-    text = (Path(__file__).parents[2] / "cuda" / "kernel" / "weight_gemm.hpp").read_text()
+    text = (Path(__file__).parents[2] / "cuda" / "kernel" / f"{kernel}.hpp").read_text()
     return {name: int(value) for name, value in re.findall(r"\bk(\w+?)Barrier = (\d+);", text)}
 
 
 def test_every_barrier_has_its_test():
-    assert set(barriers()) == set(BARRIERS) and len(set(barriers().values())) == len(BARRIERS)
+    for kernel, names in (("weight_gemm", BARRIERS), ("outer_gemm", OUTER_BARRIERS)):
+        numbers = barriers(kernel)
+        assert set(numbers) == set(names) and len(set(numbers.values())) == len(names)
+    assert max(barriers("outer_gemm").values()) < OF_ROLES
+
+
+def shown(call: Call, kept: Tensor, schedule: tuple[int, bool], barrier: int) -> bool:
+    """Whether leaving the barrier out changes the result; a wild access counts as well, and a kernel that hangs."""
+    try:
+        result, _ = call.play(schedule, barrier)
+    except (IndexError, RuntimeError) as error:
+        assert re.search("memory|wait for each other|more arrivals than a round has", str(error)), error
+        return True
+    return not bool((call.bits(result) == call.bits(kept)).all())
 
 
 @pytest.mark.parametrize("barrier", BARRIERS)
-@pytest.mark.parametrize("config", CONFIGS["grad_weight"])
+@pytest.mark.parametrize("config", WARPS)
 def test_without_a_barrier(config, barrier):
     """Some operand, problem or schedule shows it; the others are not asked."""
-
-    def shown(call: Call, kept: Tensor, schedule: tuple[int, bool]) -> bool:
-        try:
-            result, _ = call.play(schedule, barriers()[barrier])
-        except (IndexError, RuntimeError) as error:
-            assert "memory" in str(error)
-            return True
-        return not bool((call.bits(result) == call.bits(kept)).all())
 
     def trials() -> Iterator[bool]:
         for operand in operands_of(config, "grad_weight"):
@@ -227,12 +248,55 @@ def test_without_a_barrier(config, barrier):
                 call = Call(config, wanted, operand, device=ONE, operator="grad_weight")
                 kept = call.play()[0]
                 assert call.error(kept) <= 1
-                yield from (shown(call, kept, schedule) for schedule in SCHEDULES[::2])
+                yield from (shown(call, kept, schedule, barriers()[barrier]) for schedule in SCHEDULES[::2])
 
     assert any(trials()), f"not needed: {BARRIERS[barrier]}"
 
 
-@pytest.mark.parametrize("config", CONFIGS["grad_weight"])
+@pytest.mark.parametrize("barrier", [*OUTER_BARRIERS, *WAITS])
+@pytest.mark.parametrize("config", OUTER)
+def test_without_a_barrier_among_warpgroups(config, barrier):
+    """The first and the last stage of those that a role awaits; boxes at the edges have tables of their own."""
+    operands = operands_of(config, "grad_weight")
+    # Boxes of 16 bits have as many positions as a warpgroup has threads: the late one of its warps finds some.
+    wanted = [operand for operand in operands if OPERANDS[operand].vector == 8 or barrier != "Position"]
+    operand = wanted[(OUTER.index(config) + [*OUTER_BARRIERS, *WAITS].index(barrier)) % len(wanted)]
+    size = (95, 94) if barrier == "Told" else (35, 30)
+    call = Call(config, problem(3, (8, 8), size, 3, padding=2), operand, device=ONE, operator="grad_weight")
+    stages = call.told["stages"]
+    boxes = math.prod(call.told["tiles"].values()) // call.told["split"]
+    assert boxes > 2 * stages, "every stage is used again"
+    assert boxes > TOLD_BOXES or barrier != "Told"
+    numbers = [barriers("outer_gemm").get(barrier)]
+    if barrier in WAITS:
+        first = OF_ROLES + list(WAITS).index(barrier) * MOST_BOXES
+        numbers = [first, first + stages - 1]
+    kept = call.play()[0]
+    assert call.error(kept) <= 1
+    for number in numbers:
+        assert any(shown(call, kept, schedule, number) for schedule in SCHEDULES), f"{number} is not needed"
+
+
+@pytest.mark.parametrize("config", OUTER)
+def test_products_of_warpgroups_are_the_boxes(config):
+    """A warp's part of a wgmma for 16 pairs of a tap and a channel, a tile's input channels, and 8 or 16 pixels."""
+    for operand in operands_of(config, "grad_weight"):
+        for layouts in LAYOUTS[:2]:
+            channels = 2 * OPERANDS[operand].vector, OPERANDS[operand].vector * 3
+            wanted = problem(2, channels, (24, 16), 3, 2, padding=1, output_padding=1)
+            call = Call(config, wanted, operand, layouts, ONE, operator="grad_weight")
+            told, counted = call.told, call.play()[1]
+            tile, boxes = told["tile"], math.prod(told["tiles"].values())
+            each = tile["columns"] // 16 * tile["pixels"] // (2 * call.operand.vector)
+            assert counted["products"] == told["grid"] // told["split"] * boxes * each
+            assert told["input_bytes"] == 16, "whole vectors"
+            # Channels of 16 bits come by ldmatrix, 8 pixels of it: those of a phase lie side by side, in as many banks.
+            along_channels = layouts is not LAYOUTS[0] and call.operand.dtype.itemsize == 2
+            assert (counted["matrix_loads"] > 0) == along_channels
+            assert not along_channels or (told["patch_phases"] == 2 and counted["bank_conflicts"] == 0)
+
+
+@pytest.mark.parametrize("config", WARPS)
 def test_products_are_the_boxes(config):
     """One mma.sync for 16 input channels, 8 columns and 8 or 16 pixels of every box; a full box wastes nothing."""
     for operand in operands_of(config, "grad_weight"):

@@ -163,8 +163,8 @@ def functions(tmp_path_factory) -> list[Function]:
 
 @lru_cache
 def fields(kind: str) -> tuple[str, ...]:
-    """Fields of TileConfig or WeightConfig, in order."""
-    file = {"TileConfig": "tile_config.hpp", "WeightConfig": "weight_config.hpp"}[kind]
+    """Fields of TileConfig, WeightConfig or OuterConfig, in order."""
+    file = f"{kind.removesuffix('Config').lower()}_config.hpp"
     text = (ROOT / "cuda" / "config" / file).read_text().split(f"struct {kind} {{")[1]
     return tuple(re.findall(r"^  (?:int|bool) (\w+)(?: = \w+)?;", text, re.MULTILINE))
 
@@ -205,16 +205,34 @@ def weight_gemms(functions) -> list[Gemm]:
     return instances(functions, "weight_gemm", "WeightConfig")
 
 
+@pytest.fixture(scope="session")
+def every_outer_gemm(functions) -> list[Gemm]:
+    """Those of the weight gradient whose warpgroups multiply, and what stands for them elsewhere."""
+    return instances(functions, "outer_gemm", "OuterConfig")
+
+
+@pytest.fixture(scope="session")
+def outer_gemms(every_outer_gemm) -> list[Gemm]:
+    return [gemm for gemm in every_outer_gemm if gemm.function.architecture == HOPPER]
+
+
+def innermost(gemm: Gemm) -> int:
+    """0 for pixels, 1 for channels."""
+    return int(re.search(r"InnermostE(\d)E", gemm.function.name)[1])
+
+
 def architectures() -> set[str]:
     built = _C.build_info()["cuda_architectures"].split(", ")
     return {f"sm_{name.removesuffix('-real')}" for name in built if name.endswith("-real")}
 
 
 @pytest.mark.parametrize("operator", ["forward", "grad_weight"])
-def test_every_configuration_is_there(gemms, every_warpgroup_gemm, weight_gemms, operator):
-    """For every operand that it multiplies, and for no other."""
+def test_every_configuration_is_there(gemms, every_warpgroup_gemm, weight_gemms, every_outer_gemm, operator):
+    """For every operand that it multiplies, and for no other; warpgroups' weight gradients for each order of memory."""
     assert architectures() >= {"sm_80", HOPPER}
-    made = [*gemms, *every_warpgroup_gemm] if operator == "forward" else weight_gemms
+    along_pixels, along_channels = ([gemm for gemm in every_outer_gemm if innermost(gemm) == at] for at in (0, 1))
+    assert Counter(map(str, along_pixels)) == Counter(map(str, along_channels))
+    made = [*gemms, *every_warpgroup_gemm] if operator == "forward" else [*weight_gemms, *along_pixels]
     found = Counter((gemm.function.architecture, gemm.operand) for gemm in made)
     legal = {operand: len(_C.cuda_configs(operator, operand)) for operand in OPERANDS}
     assert found == {(name, operand): count for name in architectures() for operand, count in legal.items()}
@@ -310,17 +328,58 @@ def test_warpgroups_share_out_registers(warpgroup_gemms):
         assert not function.count("LDGSTS") and not function.count("LDSM"), f"{gemm}: {function.opcodes}"
 
 
-def test_warpgroups_are_hoppers(every_warpgroup_gemm):
+def test_outer_products_are_ahead(outer_gemms):
+    """Every product of a box is written out, a group of its own; who fetches a fragment waits for the fourth before."""
+    for gemm in outer_gemms:
+        config, function = gemm.config, gemm.function
+        said = [line.split(" ", 1) for line in function.grouped if not line.startswith("USETMAXREG")]
+        products = config["row_tiles"] * config["steps"]
+        name = HGMMA[gemm.operand].replace("64x128x", f"64x{config['channels']}x")
+        assert [line[0] for line in said].count(name) == function.count("HGMMA") == products, f"{gemm}: {said}"
+        assert all("gsb0" in line[1] for line in said if line[0] == name), f"{gemm}: {said}"
+        waits = [line[1] for line in said if line[0] == "WARPGROUP.DEPBAR.LE"]
+        ahead, last = waits.count("gsb0, 0x3"), waits.count("gsb0, 0x0")
+        assert ahead == products and ahead + last == len(waits) and 0 < last <= config["row_tiles"], f"{gemm}: {waits}"
+        assert function.count("WARPGROUP.ARRIVE") == products, f"{gemm}: {said}"
+
+
+def test_outer_boxes_are_copied(outer_gemms):
+    """In 16 bytes past the registers; fragments by ldmatrix where channels of 16 bits lie side by side."""
+    for gemm in outer_gemms:
+        function, config = gemm.function, gemm.config
+        assert function.count("LDGSTS.E.BYPASS.128") > 0, f"{gemm}: {function.opcodes}"
+        transposes = innermost(gemm) == 1 and gemm.operand != "tf32"
+        expected = config["row_tiles"] * config["steps"] if transposes else 0
+        assert function.opcodes["LDSM.16.MT88.4"] == function.count("LDSM") == expected, f"{gemm}: {function.opcodes}"
+
+
+def test_outer_registers_are_shared_out(outer_gemms):
+    """Those who load give registers away to those who multiply, and a multiprocessor has them all."""
+    for gemm in outer_gemms:
+        config, function = gemm.config, gemm.function
+        shares = [line for line in function.grouped if line.startswith("USETMAXREG")]
+        assert len(shares) == 2, shares
+        loader, consumer = (
+            int(share.split()[-1], 16) for share in sorted(shares, key=lambda line: "DEALLOC" not in line)
+        )
+        threads = 32 * config["loading"], 128 * config["groups"]
+        launched = function.registers * sum(threads)  # who asks for more waits forever
+        assert launched <= REGISTERS, gemm
+        assert launched - 8 * sum(threads) < loader * threads[0] + consumer * threads[1] <= launched, shares
+        assert loader < function.registers < consumer, gemm
+
+
+def test_warpgroups_are_hoppers(every_warpgroup_gemm, every_outer_gemm):
     """Elsewhere the kernel is a trap, for it is never launched."""
-    others = [gemm for gemm in every_warpgroup_gemm if gemm.function.architecture != HOPPER]
+    others = [gemm for gemm in (*every_warpgroup_gemm, *every_outer_gemm) if gemm.function.architecture != HOPPER]
     assert others
     for gemm in others:
         does = {opcode.split(".")[0] for opcode in gemm.function.opcodes} - {"NOP", "BRA", "EXIT"}
         assert "BPT" in does and len(does) <= 4 and not gemm.function.grouped, f"{gemm}: {gemm.function.opcodes}"
 
 
-def test_gemms_do_not_spill(gemms, every_warpgroup_gemm, weight_gemms):
-    made = [*gemms, *every_warpgroup_gemm, *weight_gemms]
+def test_gemms_do_not_spill(gemms, every_warpgroup_gemm, weight_gemms, every_outer_gemm):
+    made = [*gemms, *every_warpgroup_gemm, *weight_gemms, *every_outer_gemm]
     spilled = [f"{gemm}: {gemm.function.stack} bytes of stack" for gemm in made if spills(gemm.function)]
     assert not spilled, "\n".join(spilled)
 

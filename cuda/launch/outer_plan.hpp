@@ -1,0 +1,26 @@
+#pragma once
+
+#include "collective/outer_params.hpp"
+#include "launch/weight_plan.hpp"
+
+namespace convt {
+
+// The name of a configuration, such as gw128x256g2.
+std::string name_of(const OuterConfig& config);
+
+// How one configuration of the kernel for Hopper computes the weight gradient.
+struct OuterPlan : ProductPlan<OuterConfig, OuterParams> {
+  Innermost inner = Innermost::pixels;
+};
+
+// Configurations in the order of outer_configs.def.
+const std::vector<OuterConfig>& outer_configs();
+
+// The best plan of a configuration, or why it has none.
+std::variant<OuterPlan, std::string> plan_outer(const Request& request, const DeviceTraits& device,
+                                                const OuterConfig& config);
+
+// Fills the pointers of a call in.
+OuterParams bind(const OuterPlan& plan, const Pointers& pointers);
+
+}  // namespace convt
