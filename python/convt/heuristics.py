@@ -112,7 +112,7 @@ def _cuda_grad_weight(problem: Problem, strict: bool, half: bool, channels_last:
     few, _ = _channels(problem)
     strided = _is_strided(problem)
     if strict:
-        return 4 < few <= 256
+        return few <= 256 and (few > 4 or problem.rank == 3)
     if channels_last:
         # Inputs and outputs that no tap joins are fetched as well.
         if math.prod(problem.stride) > problem.taps:
@@ -121,8 +121,10 @@ def _cuda_grad_weight(problem: Problem, strict: bool, half: bool, channels_last:
             return few <= 48 or not half
         return few <= (16 if half else 32) or problem.taps > 100 or (not half and problem.in_channels <= 64)
     if half and (problem.input[-1] % 2 or problem.output[-1] % 2):  # elements of such rows go through registers
-        return few <= 32 if problem.rank == 1 else problem.taps <= 4 and few <= 64
-    return problem.in_channels <= 192 if half else problem.in_channels < 1024 or problem.rank == 1
+        return few <= (32 if problem.rank == 1 else 16) or (problem.rank > 1 and problem.taps <= 4 and few <= 64)
+    if half:
+        return problem.in_channels <= 192
+    return problem.in_channels < 512 or problem.input[-1] % 4 == 0  # else copies of a word each
 
 
 def _pixels(problem: Problem) -> int:

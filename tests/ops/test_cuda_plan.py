@@ -48,7 +48,7 @@ def with_geometry(size, weight, **changes):
 GROUPED = with_geometry((2, 64, 9, 9), (64, 64, 3, 3), groups=2)
 VOLUME = with_geometry((2, 64, 9, 9, 9), (64, 64, 2, 2, 2), stride=(2, 2, 2))
 WIDE = with_geometry((2, 192, 9, 9), (192, 192, 4, 4), stride=(2, 2))
-DENSE = with_geometry((2, 128, 9, 9), (128, 128, 3, 3))
+DENSE, ODD = (with_geometry((2, 128, size, size), (128, 128, 3, 3)) for size in (10, 9))
 PIXEL = with_geometry((2, 128, 1, 1), (128, 256, 4, 4))
 NARROW = with_geometry((2, 16, 9, 9), (16, 16, 3, 3))
 
@@ -65,8 +65,8 @@ def test_the_rule_for_gpus(operator):
         chosen(WIDE) == chosen(WIDE, channels_last=True) == chosen(DENSE, channels_last=True) == chosen(PIXEL) == "aten"
     )
     assert chosen(PIXEL, torch.float32) == ("aten" if operator == "grad_input" else "native")
-    # Warpgroups multiply dense layers; the product of grad_weight is one of warps.
-    assert chosen(DENSE) == ("aten" if operator == "grad_weight" else "native")
+    # Warpgroups multiply dense layers; grad_weight copies rows past the registers where they have an even number of elements.
+    assert chosen(DENSE) == "native" and chosen(ODD) == ("aten" if operator == "grad_weight" else "native")
     assert chosen(VOLUME) == "aten"
     strict = heuristics.choose_cuda(WIDE, operator, torch.float32, False, "ieee")
     assert strict == "native", "cuDNN has nothing but CUDA cores for float32 that is not rounded"
