@@ -1,8 +1,8 @@
 """compute-sanitizer over a small set: reads and writes outside of memory, and races in shared memory.
 
 racecheck takes a bulk copy for a store of the thread that asks for it and reports the filter's stages of warpgroups
-(docs/warpgroups.md), and an arrival for one thread's that a warp has agreed on (docs/weight_gradient.md): it sees the other
-kernels; what orders warpgroups is shown in tests/simulator.
+(docs/warpgroups.md), and an arrival that a warp has agreed on for one thread's (docs/weight_gradient.md): it sees the
+other kernels; what orders warpgroups is shown in tests/simulator.
 """
 
 from __future__ import annotations
