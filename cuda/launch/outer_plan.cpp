@@ -6,7 +6,7 @@
 #include <limits>
 #include <optional>
 
-#include "launch/gemm_cost.hpp"
+#include "launch/outer_layout.hpp"
 
 namespace convt {
 
@@ -28,196 +28,7 @@ namespace {
 
 constexpr std::int64_t kUnlimited = std::numeric_limits<std::int32_t>::max();
 
-struct Work {
-  const Request& request;
-  const DeviceTraits& device;
-  const OuterConfig& config;
-  Operand operand;
-  Innermost inner;
-
-  const Problem& problem() const { return request.problem; }
-  int vector() const { return operand_vector(operand); }
-  int bytes() const { return operand_bytes(operand); }
-  std::int64_t octets() const { return ceil_div(problem().group_out_channels(), kOctet); }
-  std::int64_t row_blocks() const { return ceil_div(problem().group_in_channels(), config.channels); }
-  double weights() const { return double(problem().taps() * problem().in_channels * problem().group_out_channels()); }
-};
-
-// Taps of a block along every axis, the patch that they read for a box of positions, and how it lies in shared memory.
-struct Candidate {
-  std::int64_t octets = 0, splits = 1;
-  std::int64_t taps[kAxes] = {1, 1, 1};
-  TileBox box{};
-  std::int64_t extent[kTileAxes] = {1, 1, 1, 1};   // of a patch, pixels
-  std::int32_t input_piece = 1, patch_piece = 1, phases = 1, stages = 0;
-  int conflicts = 1;                               // rounds of an access to shared memory that one would do
-  OuterShared shared{};
-  std::int32_t pixel_bytes = 0, channel_bytes = 0, octet_bytes = 0, lanes_log2 = 0;
-  GemmCost cost;
-
-  std::int64_t pixels() const { return extent[0] * extent[1] * extent[2] * extent[3]; }
-  std::int64_t tap_blocks(const Problem& problem) const {
-    std::int64_t blocks = 1;
-    for (int axis = 0; axis < kAxes; ++axis) blocks *= ceil_div(problem.axes[axis].filter, taps[axis]);
-    return blocks;
-  }
-};
-
-// Pixels of a copy along rows of so many, so that it is aligned and lies inside of the image or outside.
-std::int32_t widest_piece(const Work& work, const Strides& strides, std::int64_t row) {
-  if (work.inner == Innermost::channels || strides[4] != 1) return 1;
-  std::int64_t places = work.vector() | row;
-  for (int axis = 0; axis < 4; ++axis) places |= strides[axis];
-  return std::int32_t(places & -places);
-}
-
-// Whether elements go through registers, as the narrowest copy past them is wider.
-bool by_registers(const Work& work, const Strides& strides, std::int64_t channels, std::int32_t piece) {
-  return work.inner == Innermost::channels ? !whole_vectors(strides, channels, work.vector())
-                                           : piece * work.bytes() < 4;
-}
-bool input_by_registers(const Work& work, const Candidate& choice) {
-  return by_registers(work, work.request.input, work.problem().group_in_channels(), choice.input_piece);
-}
-bool patch_by_registers(const Work& work, const Candidate& choice) {
-  return by_registers(work, work.request.output, work.problem().group_out_channels(), choice.patch_piece);
-}
-// Elements of a copy.
-double input_width(const Work& work, const Candidate& choice) {
-  return work.inner == Innermost::pixels ? choice.input_piece : input_by_registers(work, choice) ? 1 : work.vector();
-}
-double patch_width(const Work& work, const Candidate& choice) {
-  return work.inner == Innermost::pixels ? choice.patch_piece : patch_by_registers(work, choice) ? 1 : work.vector();
-}
-
-// The first grad_output pixel that a block's taps read along an axis, of position 0. Rows begin where a copy may.
-std::int64_t low_of(const Work& work, const Candidate& choice, int axis, std::int64_t first_tap) {
-  const Axis& along = work.problem().axes[axis];
-  const std::int64_t low = along.dilation * first_tap - along.padding;
-  return axis == 2 ? low - floor_divmod(low, choice.patch_piece).remainder : low;
-}
-
-void measure_patch(const Work& work, Candidate& choice) {
-  choice.extent[0] = choice.box.tile[0];
-  for (int axis = 0; axis < kAxes; ++axis) {
-    const Axis& along = work.problem().axes[axis];
-    std::int64_t& extent = choice.extent[1 + axis];
-    extent = 0;
-    for (std::int64_t first = 0; first < along.filter; first += choice.taps[axis]) {
-      const std::int64_t last = std::min(first + choice.taps[axis], along.filter) - 1;
-      const std::int64_t high = along.dilation * last - along.padding + along.stride * (choice.box.tile[1 + axis] - 1);
-      extent = std::max(extent, high - low_of(work, choice, axis, first) + 1);
-    }
-    if (axis == 2) extent = round_up(extent, std::max(choice.patch_piece, choice.phases));
-  }
-}
-
-// Threads side by side along one of two extents, log2, the others along the other: so many that a thread has the least to do. Copies go
-// four at a time across the first extent; where it is that of a table's entries, each is looked up before.
-std::int32_t lanes_of(std::int64_t along, std::int64_t across, bool entries_along, int least, int most, int threads) {
-  const auto cost = [&](int log2) {
-    const std::int64_t own = ceil_div(along, std::int64_t(1) << log2),
-                       batches = ceil_div(ceil_div(across, std::int64_t(threads >> log2)), 4);
-    return entries_along ? own * (3 + 4 * batches) : own * (1 + 6 * batches);
-  };
-  std::int32_t best = least;
-  for (int log2 = least; log2 <= most; ++log2) {
-    if (cost(log2) <= cost(best)) best = log2;
-  }
-  return best;
-}
-
-// The most of the lanes that read a fragment which meet in a bank, of those that read different words of it: octets of channels by a few
-// positions, or rows of 16 bytes.
-int conflicts_of(const Work& work, const Candidate& choice) {
-  const auto offset = [&](std::int64_t position) {
-    std::int64_t pixel = 0, pitch = 1;
-    for (int axis = kTileAxes - 1; axis >= 0; --axis) {
-      const std::int64_t step = axis == 0 ? 1 : work.problem().axes[axis - 1].stride;
-      pixel += position % choice.box.tile[axis] * (axis == 3 ? step / choice.phases : step) * pitch;
-      position /= choice.box.tile[axis];
-      pitch *= choice.extent[axis];
-    }
-    return pixel * choice.pixel_bytes;
-  };
-  int most = 1;
-  if (work.inner == Innermost::channels && !is_float32(work.operand)) {
-    int rows[8] = {};
-    for (int row = 0; row < 8; ++row) most = std::max(most, ++rows[offset(row) / 16 % 8]);
-    return most;
-  }
-  std::int64_t seen[32];
-  int words[32] = {};
-  for (int lane = 0; lane < 32; ++lane) {
-    const std::int64_t position = is_float32(work.operand) ? lane % 4 : lane % 4 * 2;
-    seen[lane] = (offset(position) + lane / 4 * choice.channel_bytes) / 4;
-    if (std::find(seen, seen + lane, seen[lane]) == seen + lane) most = std::max(most, ++words[seen[lane] % 32]);
-  }
-  return most;
-}
-
-OuterShared shared_of(const OuterConfig& config, Operand operand, std::int32_t patch_stage_bytes, std::int32_t stages,
-                      std::int32_t entries) {
-  OuterShared shared{};
-  shared.patch = stages * config.input_stage_bytes(operand);
-  shared.patch_stage_bytes = patch_stage_bytes;
-  shared.positions = shared.patch + stages * patch_stage_bytes;
-  shared.entries = shared.positions + 4 * config.pixels(operand);
-  shared.origins = std::int32_t(round_up(shared.entries + entries * std::int64_t(sizeof(OuterEntry)), 16));
-  shared.windows = shared.origins + kToldBoxes * std::int32_t(sizeof(OuterOrigin));
-  shared.barriers = shared.windows + kToldBoxes * std::int32_t(sizeof(OuterWindows));
-  shared.bytes = shared.barriers + 2 * kMostBoxes * 8;
-  return shared;
-}
-
-// False when it does not fit.
-bool lay_out(const Work& work, Candidate& choice) {
-  const std::int64_t pixels = choice.pixels(), channels = choice.octets * kOctet;
-  if (pixels * work.bytes() > (1 << 20)) return false;
-  const int threads = work.config.loaders();
-  if (work.inner == Innermost::pixels) {
-    // As many words from one channel to the next as make the fewest lanes meet in a bank, copies being aligned.
-    const std::int64_t step = std::max(choice.patch_piece * work.bytes(), 4);
-    choice.pixel_bytes = work.bytes();
-    choice.conflicts = 32;
-    for (std::int64_t pitch = round_up(pixels * work.bytes(), step), end = pitch + 64; pitch < end; pitch += step) {
-      Candidate other = choice;
-      other.channel_bytes = std::int32_t(pitch);
-      const int conflicts = conflicts_of(work, other);
-      if (conflicts >= choice.conflicts) continue;
-      choice.conflicts = conflicts;
-      choice.channel_bytes = std::int32_t(pitch);
-      if (conflicts == 1) break;
-    }
-    choice.octet_bytes = kOctet * choice.channel_bytes;
-    choice.lanes_log2 = lanes_of(pixels / choice.patch_piece, channels, true, 3, 7, threads);
-  } else if (is_float32(work.operand)) {
-    choice.pixel_bytes = std::int32_t(4 * (channels + (40 - channels % 32) % 32));
-    choice.channel_bytes = 4;
-    choice.octet_bytes = 4 * kOctet;
-  } else {
-    choice.pixel_bytes = std::int32_t(16 * (choice.octets | 1));
-    choice.channel_bytes = 2;
-    choice.octet_bytes = 16;
-  }
-  if (work.inner == Innermost::channels) {
-    choice.lanes_log2 = lanes_of(channels / work.vector(), pixels, false, 1, 3, threads);
-    choice.conflicts = conflicts_of(work, choice);
-  }
-  const std::int64_t patch = round_up(
-      work.inner == Innermost::channels ? pixels * choice.pixel_bytes : choice.octets * choice.octet_bytes, 16);
-  const auto fits = [&](std::int32_t stages, std::int32_t input_piece, std::int32_t patch_piece) {
-    const std::int64_t entries = work.config.pixels(work.operand) / input_piece + pixels / patch_piece;
-    choice.shared = shared_of(work.config, work.operand, std::int32_t(patch), stages, std::int32_t(entries));
-    return choice.shared.bytes <= shared_capacity(work.device, 1);
-  };
-  if (!fits(2, 1, 1)) return false;   // for tensors that are less aligned than torch's
-  choice.stages = kMostBoxes;
-  while (!fits(choice.stages, choice.input_piece, choice.patch_piece)) --choice.stages;
-  return true;
-}
-
-double boxes_of(const Work& work, const TileBox& box) {
+double boxes_of(const OuterWork& work, const TileBox& box) {
   double boxes = double(ceil_div(work.problem().batch, box.tile[0]));
   for (int axis = 0; axis < kAxes; ++axis) {
     boxes *= double(ceil_div(work.problem().axes[axis].input, box.tile[1 + axis]));
@@ -225,13 +36,20 @@ double boxes_of(const Work& work, const TileBox& box) {
   return boxes;
 }
 
-double tiles_of(const Work& work, const Candidate& choice) {
+double tiles_of(const OuterWork& work, const OuterCandidate& choice) {
   return double(work.problem().groups * work.row_blocks() * ceil_div(work.octets(), choice.octets)) *
          double(choice.tap_blocks(work.problem()));
 }
 
-// Cycles are a multiprocessor's, for one box of one thread block. Predictions: never fitted.
-GemmCost cost_of(const Work& work, const Candidate& choice) {
+// Cycles of a multiprocessor for the products of a box, with fragments from registers, as they were measured.
+double products_of(const OuterWork& work) {
+  const bool wide = is_float32(work.operand);
+  return work.config.pixels(work.operand) * double(work.config.rows()) * work.config.channels / (wide ? 1024 : 2048) *
+         (wide ? 1.7 : 1.25);
+}
+
+// Cycles are a multiprocessor's, for one box of one thread block; its factors are fitted to 248 layers on an H200.
+GemmCost cost_of(const OuterWork& work, const OuterCandidate& choice) {
   const OuterConfig& config = work.config;
   const double channels = double(choice.octets) * kOctet, pixels = double(choice.pixels()),
                box = config.pixels(work.operand);
@@ -250,9 +68,9 @@ GemmCost cost_of(const Work& work, const Candidate& choice) {
                         : work.inner == Innermost::channels ? 4
                                                             : 8) *
                        double(choice.conflicts);
-  // Products with a fragment from registers, as they were measured; what lanes read one by one keeps shared memory from them.
+  // What lanes read one by one keeps shared memory from the products.
   const bool wide = is_float32(work.operand), turns = wide && work.inner == Innermost::channels;
-  const double products = box * config.rows() * config.channels / rate * (wide ? 1.7 : 1.25);
+  const double products = products_of(work);
   const double shared = (fragments * loads + box * config.rows() / rate * 64 + 2 * elements * work.bytes() / 128) *
                         (wide                                ? 1.55
                          : work.inner == Innermost::channels ? 1.12
@@ -284,7 +102,7 @@ GemmCost cost_of(const Work& work, const Candidate& choice) {
 }
 
 // Enough thread blocks for every multiprocessor, or a few rounds of them.
-std::vector<std::int64_t> splits_of(const Work& work, double tiles, double boxes) {
+std::vector<std::int64_t> splits_of(const OuterWork& work, double tiles, double boxes) {
   const double most = std::min(boxes, std::max(1.0, kMaxPartialBytes / (4 * work.weights())));
   std::vector<std::int64_t> made = {1};
   for (const double rounds : {0.5, 1.0, 2.0, 3.0, 4.0}) {
@@ -296,17 +114,17 @@ std::vector<std::int64_t> splits_of(const Work& work, double tiles, double boxes
 }
 
 // With at most so many taps of a block along an axis, and boxes of at most so many positions.
-std::optional<Candidate> best_of(const Work& work, std::int64_t most_taps, std::int32_t positions) {
+std::optional<OuterCandidate> best_of(const OuterWork& work, std::int64_t most_taps, std::int32_t positions) {
   const Problem& problem = work.problem();
   Positions q = {problem.batch};
   for (int axis = 0; axis < kAxes; ++axis) q[1 + axis] = problem.axes[axis].input;
   const std::int32_t input_piece = widest_piece(work, work.request.input, problem.axes[2].input);
   const std::int32_t patch_piece = widest_piece(work, work.request.output, problem.axes[2].output());
   const std::int32_t stride = std::int32_t(problem.axes[2].stride);
-  std::optional<Candidate> best;
+  std::optional<OuterCandidate> best;
   std::int64_t previous = 0;
   for (std::int64_t most = work.config.octets(); most >= 1; most = most > 4 ? most * 3 / 4 : most - 1) {
-    Candidate choice;
+    OuterCandidate choice;
     choice.octets = ceil_div(work.octets(), ceil_div(work.octets(), most));
     if (choice.octets == previous) continue;
     previous = choice.octets;
@@ -323,6 +141,8 @@ std::optional<Candidate> best_of(const Work& work, std::int64_t most_taps, std::
       while (box.tile[3] % choice.input_piece != 0) choice.input_piece /= 2;
       std::int32_t widest = patch_piece;
       while (box.tile[3] * stride % widest != 0) widest /= 2;
+      const double all = tiles_of(work, choice) * boxes_of(work, box) / work.device.multiprocessors;
+      if (best && products_of(work) * all * 1e-3 / work.device.clock_ghz > best->cost.total) continue;
       // Narrower pieces, and pixels phase by phase, where they keep lanes from meeting in a bank.
       for (choice.patch_piece = widest; choice.patch_piece >= 1; choice.patch_piece /= 2) {
         if (choice.patch_piece < widest && (stride == 1 || choice.patch_piece * work.bytes() < 4)) break;
@@ -344,7 +164,7 @@ std::optional<Candidate> best_of(const Work& work, std::int64_t most_taps, std::
   return best;
 }
 
-std::variant<OuterPlan, std::string> build(const Work& work, const Candidate& choice) {
+std::variant<OuterPlan, std::string> build(const OuterWork& work, const OuterCandidate& choice) {
   const Request& request = work.request;
   const Problem& problem = request.problem;
   OuterPlan plan;
@@ -502,7 +322,7 @@ std::variant<OuterPlan, std::string> plan_outer(const Request& request, const De
   const Operand operand = operand_of(request.dtype, request.precision);
   if (!config.has(operand)) return kTruncates;
   if (device.capability != 90) return kHoppers;
-  const Work work{request, device, config, operand, innermost_of(request, operand_vector(operand))};
+  const OuterWork work{request, device, config, operand, innermost_of(request, operand_vector(operand))};
   // Taps that reach far, and strides as large, have a patch of their own and boxes of fewer positions.
   for (const std::int64_t most_taps : {kUnlimited, std::int64_t(1)}) {
     for (std::int32_t positions = config.pixels(operand); positions >= 1; positions /= 2) {

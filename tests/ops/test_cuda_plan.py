@@ -65,7 +65,7 @@ def test_the_rule_for_gpus(operator):
         chosen(WIDE) == chosen(WIDE, channels_last=True) == chosen(DENSE, channels_last=True) == chosen(PIXEL) == "aten"
     )
     assert chosen(PIXEL, torch.float32) == ("aten" if operator == "grad_input" else "native")
-    # Warpgroups multiply dense layers; grad_weight copies rows past the registers where their elements are even in number.
+    # Warpgroups multiply dense layers; grad_weight copies rows past the registers where they have an even length.
     assert chosen(DENSE) == "native" and chosen(ODD) == ("aten" if operator == "grad_weight" else "native")
     assert chosen(VOLUME) == "aten"
     strict = heuristics.choose_cuda(WIDE, operator, torch.float32, False, "ieee")
