@@ -22,9 +22,14 @@ FORCED = {
 }
 
 
-def grouped(kernel: str | None) -> bool:
+def is_hoppers(kernel: str | None) -> bool:
     """Whether warpgroups multiply: configurations for Hopper."""
-    return re.fullmatch(r"\d+x\d+p\d+g\d+", kernel or "") is not None
+    return re.search(r"g\d+$", kernel or "") is not None
+
+
+def grouped(kernel: str | None) -> bool:
+    """The same of the forward and of grad_input."""
+    return is_hoppers(kernel) and not kernel.startswith("gw")
 
 
 # Warpgroups multiply patches as they lie: taps are not cut into groups that reach less far. What they refuse therefore,

@@ -7,7 +7,6 @@ PyTorch's allocator is off (PYTORCH_NO_CUDA_MEMORY_CACHING=1), so that a byte be
 allocation. Run by test_sanitizer.py; results are judged by the other tests.
 """
 
-import re
 import sys
 from pathlib import Path
 
@@ -16,13 +15,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 import convt
-from adversarial import ADVERSARIAL, FORCED, FUNCTIONS, channels_last
+from adversarial import ADVERSARIAL, FORCED, FUNCTIONS, channels_last, is_hoppers
 from convt.plan import forced_kernel
 
 NAMES = ("2d-k4s2p1", "2d-17-1", "3d-odd", "2d-groups-of-8", "2d-depthwise-37", "2d-one-output", "1d-gcd")
 NARROW = ("2d-depthwise-k16", "2d-5-3")  # vectors of channels that reach beyond a tile's last row
 SPLIT = ("2d-600",)
-WARPGROUPS = tuple(name for names in FORCED.values() for name in names if re.search(r"g\d+$", name))
 PRECISIONS = ((torch.float32, "ieee"), (torch.float32, "tf32"), (torch.bfloat16, "ieee"), (torch.float64, "ieee"))
 
 
@@ -57,7 +55,7 @@ def main(amount: str) -> None:
     for case, kernel, last in calls({"all": 100, "some": 2}[amount]):
         for dtype, precision in PRECISIONS:
             may_choose = kernel is None and (precision == "tf32" or dtype == torch.bfloat16)
-            if amount == "some" and (kernel in WARPGROUPS or may_choose):
+            if amount == "some" and (is_hoppers(kernel) or may_choose):
                 continue  # warpgroups: see test_sanitizer.py
             input, weight, bias = (tensor.cuda() for tensor in case.tensors(dtype))
             operand = channels_last(input) if last else input

@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from adversarial import NO_ROOM, grouped
+from adversarial import NO_ROOM, grouped, is_hoppers
 from convt import _C
 from convt.plan import cuda_plan
 from convt.problem import Geometry, forward_problem
@@ -111,7 +111,7 @@ def test_configurations_without_registers_for_ieee_say_so(operator):
                 assert _C.cuda_plan(operator, *sizes, *dtype, *DENSE.geometry, room, name).config == name
                 continue
             refused += 1
-            why = "instructions truncate" if grouped(name) else "no registers for the three products of ieee"
+            why = "instructions truncate" if is_hoppers(name) else "no registers for the three products of ieee"
             with pytest.raises(ValueError, match=f"kernel {name} cannot .*{why}"):
                 _C.cuda_plan(operator, *sizes, *dtype, *DENSE.geometry, room, name)
         assert operand == "ieee" or legal == listed
