@@ -13,11 +13,14 @@ CONVT_HOST_DEVICE inline std::uint64_t operand_at(std::uint32_t address, std::ui
   return std::uint64_t(8) << 32 | (address & 0x3fffu) | pitch << 16;
 }
 
-// In lines of 128 bytes, of which eight lie one behind the other, eight further ones 1024 bytes on. Where the reduction runs along lines, they
-// are rows; where it runs across, rows beyond a line's are `pitch` on. The eight vectors of a line change places: bits 4 to 6 of
-// an address are those and bits 7 to 9, one or the other.
-CONVT_HOST_DEVICE inline std::uint64_t operand_in_lines(std::uint32_t address, std::uint32_t pitch) {
-  return std::uint64_t(1) << 62 | std::uint64_t(64) << 32 | (address & 0x3fffu) | pitch << 16;
+// In lines of 128 or 64 bytes, of which eight lie one behind the other, eight further ones behind those. Where the reduction runs along
+// lines, they are rows; where it runs across, rows beyond a line's are `pitch` on. The vectors of a line change places: bits 4 to 6 of
+// an address are those and bits 7 to 9, one or the other; of 64 bytes, bits 4 and 5 and bits 7 and 8. So of the address itself, wherever
+// the operand begins: any line may be its first (docs/warpgroups.md).
+CONVT_HOST_DEVICE inline std::uint64_t operand_in_lines(std::uint32_t address, std::uint32_t pitch,
+                                                        int line_bytes = 128) {
+  return std::uint64_t(line_bytes == 128 ? 1 : 2) << 62 | std::uint64_t(line_bytes / 2) << 32 | (address & 0x3fffu) |
+         pitch << 16;
 }
 
 // What the fields say, bytes.
@@ -26,12 +29,15 @@ struct OperandFields {
   std::int32_t
       along_reduction;  // from one core matrix, 8 rows of 16 bytes, to the next; of an operand in lines, its `pitch`
   std::int32_t along_rows;  // or from eight lines to the next
-  bool in_lines;
+  int line_bytes;           // or 0
 };
 CONVT_HOST_DEVICE inline OperandFields fields_of(std::uint64_t descriptor) {
   const auto field = [descriptor](int bit) { return std::int32_t(descriptor >> bit & 0x3fff) * 16; };
-  return {field(0), field(16), field(32), descriptor >> 62 == 1};
+  constexpr int line_bytes[] = {0, 128, 64, 32};
+  return {field(0), field(16), field(32), line_bytes[descriptor >> 62]};
 }
-CONVT_HOST_DEVICE inline std::int32_t in_its_line(std::int32_t address) { return address ^ (address >> 7 & 7) << 4; }
+CONVT_HOST_DEVICE inline std::int32_t in_its_line(std::int32_t address, int line_bytes = 128) {
+  return address ^ (address >> 7 & (line_bytes / 16 - 1)) << 4;
+}
 
 }  // namespace convt::sm90

@@ -1,6 +1,7 @@
 #pragma once
 
 #include "arch/device_executor.cuh"
+#include "arch/patch_box.hpp"
 #include "arch/wgmma.cuh"
 
 // The executor of warp-specialised kernels on a GPU: warpgroups that multiply, and others that load.
@@ -44,6 +45,13 @@ class GroupWarp : public DeviceWarp {
                                                  std::int32_t a_pitch, std::int32_t b, std::int32_t b_pitch) {
     sm90::multiply<kOperand, kFirst>(sums, sm90::operand_at(address(a) / 16, a_pitch / 16),
                                      sm90::operand_at(address(b) / 16, b_pitch / 16));
+  }
+  // The same of pixels that are lines.
+  template <Operand kOperand, int kFirst, int kLineBytes, int kTiles>
+  __device__ __forceinline__ void multiply_boxes(Lanes<float, 1> (&sums)[kTiles][4], std::int32_t a,
+                                                 std::int32_t a_pitch, std::int32_t b) {
+    sm90::multiply<kOperand, kFirst>(sums, sm90::operand_at(address(a) / 16, a_pitch / 16),
+                                     sm90::operand_in_lines(address(b) / 16, 1, kLineBytes));
   }
   __device__ __forceinline__ void store_transposed(const Word& row, std::int32_t offset, const Word (&from)[4]) {
     sm90::store_transposed(address(std::int32_t(row.value[0]) + offset), from[0].value[0], from[1].value[0],
@@ -119,7 +127,7 @@ class WarpgroupExecutor {
     __syncthreads();
   }
 
-  // Runs the roles side by side, with the registers that each needs: the last warp feeds.
+  // Runs the roles side by side, with the registers that each needs: the last warp of those who load feeds. Further ones are idle.
   template <int kLoaderRegisters, int kConsumerRegisters, class Load, class Feed, class Consume>
   __device__ __forceinline__ void roles(Load load, Feed feed, Consume consume) {
     const std::uint32_t warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);
@@ -127,7 +135,7 @@ class WarpgroupExecutor {
       sm90::shrink<kLoaderRegisters>();
       if (warp < (kThreads + kLoaders) / 32 - 1) {
         load(*this);
-      } else {
+      } else if (kLoaders % 128 == 0 || warp == (kThreads + kLoaders) / 32 - 1) {
         feed(*this);
       }
     } else {
@@ -169,6 +177,14 @@ class WarpgroupExecutor {
     if (threadIdx.x % 32 != 0) return;
     sm90::expect_bytes(warp_.address(barrier), std::uint32_t(bytes));
     sm90::copy_bulk(warp_.address(offset), source, std::uint32_t(bytes), warp_.address(barrier));
+  }
+  // A patch, as a tensor copy.
+  __device__ __forceinline__ void copy_box(std::int32_t offset, const PatchCopy& copy,
+                                           const std::int32_t (&at)[kBoxAxes], std::int32_t bytes,
+                                           std::int32_t barrier) {
+    if (threadIdx.x % 32 != 0) return;
+    sm90::expect_bytes(warp_.address(barrier), std::uint32_t(bytes));
+    sm90::copy_box(warp_.address(offset), &copy, at, warp_.address(barrier));
   }
   // The next step's pixel offset, behind the filter of this one.
   __device__ __forceinline__ std::int32_t announced(std::int32_t offset) {

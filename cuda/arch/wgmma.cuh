@@ -135,6 +135,16 @@ __device__ __forceinline__ void copy_bulk(std::uint32_t shared, const void* glob
                "l"(global), "r"(bytes), "r"(barrier)
                : "memory");
 }
+// The box of a tensor whose first element is at these coordinates, innermost first. Of the innermost they name a multiple of 16 bytes:
+// anything else is an illegal instruction.
+__device__ __forceinline__ void copy_box(std::uint32_t shared, const void* tensor, const std::int32_t (&at)[5],
+                                         std::uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6, %7}], "
+      "[%2];" ::"r"(shared),
+      "l"(tensor), "r"(barrier), "r"(at[0]), "r"(at[1]), "r"(at[2]), "r"(at[3]), "r"(at[4])
+      : "memory");
+}
 // kBytes bytes, or as many zeros.
 template <int kBytes>
 __device__ __forceinline__ void copy_later(std::uint32_t shared, const void* global, bool there) {

@@ -1,5 +1,6 @@
 #pragma once
 
+#include "arch/patch_box.hpp"
 #include "config/tile_config.hpp"
 #include "geometry/epilogue.hpp"
 #include "geometry/fast_divisor.hpp"
@@ -101,7 +102,7 @@ struct TableLayout {
 // Offsets in shared memory of a launch.
 struct SharedLayout {
   std::int32_t filter;  // [stage][slab]
-  std::int32_t patch;  // [stage][plane][pixel][16 B]
+  std::int32_t patch;  // [stage][plane][pixel][16 B]; of boxes: [stage][pixel][planes of 16 B, which change places]
   std::int32_t patch_stage_bytes;
   std::int32_t pixel_table;  // int32 [pixel], in the order of memory
   std::int32_t place_table;  // int32 [pixel]: where that pixel lies in the patch; 0: in the same order
@@ -109,6 +110,7 @@ struct SharedLayout {
   std::int32_t slices;  // kExitBytes of every warp that multiplies
   std::int32_t barriers;  // 8 bytes each
   std::int32_t bytes;
+  std::int32_t patch_stages;
 };
 
 // The order of a block's rows. A unit is a channel of an outer phase, with its W phases. Sixteen rows have so many units, one W phase
@@ -191,15 +193,20 @@ struct GemmParams {
   EpilogueProgram<float> program;
 };
 
+inline constexpr std::int32_t kBoxAlignment = 1024;
+
 // `pixels`: of the largest patch; `phases`: of the largest block, empty ones included; `interleaved`: a patch has several W phases,
 // which alternate in memory.
-constexpr SharedLayout shared_layout(const TileConfig& config, Operand operand, std::int32_t pixels,
-                                     std::int32_t phases, bool interleaved) {
+constexpr SharedLayout shared_layout(const TileConfig& config, Operand operand, WayIn way, std::int32_t pixels,
+                                     std::int32_t phases, bool interleaved, std::int32_t patch_stages = kPatchStages) {
   SharedLayout layout{};
   layout.filter = 0;
-  layout.patch = config.filter_stages * config.slab_bytes(operand);
-  layout.patch_stage_bytes = config.planes * pixels * 16;
-  layout.pixel_table = layout.patch + kPatchStages * layout.patch_stage_bytes;
+  // Vectors of lines change places by their address: copies begin where the pattern does.
+  const std::int32_t even = in_lines(way) ? kBoxAlignment : 16;
+  layout.patch = round_up(config.filter_stages * config.slab_bytes(operand), even);
+  layout.patch_stage_bytes = round_up(config.planes * pixels * 16, even);
+  layout.patch_stages = patch_stages;
+  layout.pixel_table = layout.patch + patch_stages * layout.patch_stage_bytes;
   layout.place_table = interleaved ? layout.pixel_table + 4 * pixels : 0;
   const std::int32_t pipeline = layout.pixel_table + (interleaved ? 8 : 4) * pixels;
   const std::int32_t staging = config.staging_bytes() + 4 * phases;
@@ -209,8 +216,9 @@ constexpr SharedLayout shared_layout(const TileConfig& config, Operand operand, 
     layout.slices = layout.exits + config.pixels / 2 * std::int32_t(sizeof(ExitPair));
     layout.barriers = layout.slices + config.warps() * kExitBytes;
     layout.bytes = layout.barriers + 8 * config.barriers();
-    // Columns that are dropped read up to a tile's pixels beyond the last patch.
-    const std::int32_t read = layout.pixel_table + config.pixels * 16;
+    // Columns that are dropped read up to a tile's pixels beyond the last patch; of lines, those of a product.
+    const std::int32_t beyond = config.pixels * 16, lines = kGroupPixels * config.pixel_bytes(WayIn::boxes);
+    const std::int32_t read = layout.pixel_table + (in_lines(way) && lines > beyond ? lines : beyond);
     layout.bytes = layout.bytes > read ? layout.bytes : read;
   }
   return layout;

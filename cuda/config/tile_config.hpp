@@ -27,6 +27,7 @@ inline constexpr int kMmaRows = 16;       // rows of an mma.sync
 inline constexpr int kMmaPixels = 8;      // columns of an mma.sync
 inline constexpr int kMmaPlanes = 2;      // 16-byte channel vectors that an mma.sync reduces over
 inline constexpr int kPatchStages = 2;
+inline constexpr int kMostPatchStages = 4;   // where patches are copied, if there is room
 inline constexpr int kGroupRows = 64;     // of a wgmma: virtual channels
 inline constexpr int kGroupPixels = 128;  // columns of a wgmma: a run of neighbouring pixels of a patch
 // Where a warp of a warpgroup turns its sums before it stores them: 16 rows of 128 bytes and these words.
@@ -36,6 +37,18 @@ inline constexpr int kExitBytes = kMmaRows * (kExitBytesOfRow + 4 * kExitPadding
 
 // What multiplies: warps by mma.sync, each its part of the tile; or, on Hopper, warpgroups by wgmma, with as many that load.
 enum class Engine : int { warps, warpgroups };
+
+// How warpgroups' patches come to shared memory.
+//   gathered: through registers of those who load, channel by channel or 16 bytes of them; planes of 16 bytes a pixel.
+//   boxes: by tensor copies that a single thread asks for; a pixel's channels, of 16 bits and innermost in memory, are a line.
+//   turned: the same of an input that was turned to that, and rounded, by a launch before.
+enum class WayIn : int { gathered, boxes, turned };
+
+constexpr const char* name_of(WayIn way) {
+  constexpr const char* names[] = {"gathered", "boxes", "turned"};
+  return names[int(way)];
+}
+CONVT_HOST_DEVICE constexpr bool in_lines(WayIn way) { return way != WayIn::gathered; }
 
 // One compiled variant of the implicit GEMM. A tile is `rows` virtual channels by `pixels` q positions.
 struct TileConfig {
@@ -58,18 +71,34 @@ struct TileConfig {
   CONVT_HOST_DEVICE constexpr bool has(Operand operand) const {
     return operand != Operand::ieee || (planes < 8 && !grouped());
   }
+  CONVT_HOST_DEVICE constexpr bool has(Operand operand, WayIn way) const {
+    return has(operand) && (!in_lines(way) || grouped());
+  }
   CONVT_HOST_DEVICE constexpr bool grouped() const { return engine == Engine::warpgroups; }
   CONVT_HOST_DEVICE constexpr int warps() const { return warps_m * warps_n; }
   CONVT_HOST_DEVICE constexpr int threads() const { return 32 * warps(); }   // that multiply
   CONVT_HOST_DEVICE constexpr int groups() const { return warps() / 4; }
   // Threads that load the patch. Warps do both; beside warpgroups are as many others, a warp of which fetches the filter.
   CONVT_HOST_DEVICE constexpr int loaders() const { return grouped() ? threads() - 32 : threads(); }
-  CONVT_HOST_DEVICE constexpr int block_threads() const { return (grouped() ? 2 : 1) * threads(); }
+  CONVT_HOST_DEVICE constexpr int block_threads(WayIn way) const {
+    return threads() + (!grouped() ? 0 : in_lines(way) ? 128 : threads());
+  }
+  // Of a thread beside warpgroups, and of one that multiplies: of those a thread block is launched with, in eights, what the others leave.
+  CONVT_HOST_DEVICE static constexpr int loader_registers(WayIn way) { return in_lines(way) ? 40 : 88; }
+  CONVT_HOST_DEVICE constexpr int consumer_registers(WayIn way) const {
+    const int launched = 65536 / blocks / block_threads(way) / 8 * 8 * block_threads(way);
+    const int beside = (block_threads(way) - threads()) * loader_registers(way);
+    return (launched - beside) / threads() / 8 * 8;
+  }
+  // Bytes from a patch's pixel to the next.
+  CONVT_HOST_DEVICE constexpr int pixel_bytes(WayIn way) const { return in_lines(way) ? planes * 16 : 16; }
   // Of a kernel of warpgroups: filter stages full and empty, patches full and empty, tile left.
-  CONVT_HOST_DEVICE constexpr int barriers() const { return 2 * filter_stages + 2 * kPatchStages + 1; }
+  CONVT_HOST_DEVICE constexpr int barriers() const { return 2 * filter_stages + 2 * kMostPatchStages + 1; }
   // Bytes that outlive a tile, or are read beyond the last patch by columns that are dropped.
   CONVT_HOST_DEVICE constexpr int lasting_bytes() const {
-    const int lasting = 16 + 8 * pixels + warps() * kExitBytes + 8 * barriers(), beyond = 12 * pixels;
+    const int lasting = 16 + 8 * pixels + warps() * kExitBytes + 8 * barriers();
+    const int gathered = 12 * pixels, lines = kGroupPixels * pixel_bytes(WayIn::boxes);
+    const int beyond = gathered > lines ? gathered : lines;
     return !grouped() ? 0 : lasting > beyond ? lasting : beyond;
   }
   CONVT_HOST_DEVICE constexpr int warp_rows() const { return rows / warps_m; }

@@ -8,10 +8,10 @@
 
 namespace convt {
 
-// The implicit GEMM for Hopper. Warpgroups multiply patches as they lie in shared memory; as many others load them, a warp of which
-// feeds the filter. A thread block takes one tile after the other, its loaders ahead of those who multiply. Positions of a tile are
-// consecutive pixels of the patch, the halo's among them: those columns are computed and dropped.
-template <TileConfig kConfig, Operand kOperand>
+// The implicit GEMM for Hopper. Warpgroups multiply patches as they lie in shared memory; others load them, or a thread asks for tensor
+// copies, and a warp feeds the filter. A thread block takes one tile after the other, its loaders ahead of those who multiply. Positions
+// of a tile are consecutive pixels of the patch, the halo's among them: those columns are computed and dropped.
+template <TileConfig kConfig, Operand kOperand, WayIn kWayIn>
 struct WarpgroupGemm {
   using Params = GemmParams;
   using Filter = FilterLoader<kConfig, kOperand>;
@@ -22,23 +22,26 @@ struct WarpgroupGemm {
   static constexpr TileConfig config = kConfig;
   static constexpr Operand operand = kOperand;
   static constexpr int kStages = kConfig.filter_stages;
-  static constexpr int kThreads = kConfig.block_threads();
+  static constexpr int kThreads = kConfig.block_threads(kWayIn);
+  // That load and feed; a thread block of boxes has a few more, since warpgroups share out registers as a whole.
+  static constexpr int kLoading = kWayIn == WayIn::boxes ? 64 : kConfig.threads();
   static constexpr int kBlocks = kConfig.blocks_of(kOperand);
-  static constexpr int kLoaderRegisters = 88, kConsumerRegisters = 168;
+  static constexpr int kPixel = kConfig.pixel_bytes(kWayIn);
   static_assert(kConfig.warp_rows() == kMmaRows && kConfig.warp_pixels() == 2 * kGroupPixels &&
                     kConfig.warps_m % 4 == 0,
                 "a warpgroup keeps the sums of 64 rows and 256 pixels");
 
   // Barriers, in this order behind params.shared.barriers.
   static constexpr int kFilterFull = 0, kFilterEmpty = kStages, kPatchFull = 2 * kStages,
-                       kPatchEmpty = kPatchFull + kPatchStages, kLeft = kPatchEmpty + kPatchStages;
+                       kPatchEmpty = kPatchFull + kMostPatchStages, kLeft = kPatchEmpty + kMostPatchStages;
   static_assert(kLeft + 1 == kConfig.barriers());
   CONVT_HOST_DEVICE static std::int32_t barrier(const GemmParams& params, int first, std::int32_t at) {
     return params.shared.barriers + (first + at) * 8;
   }
   CONVT_HOST_DEVICE static int arrivals(int at) {
     if (at < kFilterEmpty) return 1;
-    return at >= kPatchFull && at < kPatchEmpty ? kConfig.loaders() : kConfig.warps();
+    if (at >= kPatchFull && at < kPatchEmpty) return kWayIn == WayIn::boxes ? 1 : kConfig.loaders();
+    return kConfig.warps();
   }
 
   // A place in a ring of stages: the stage, and the parity of its round.
@@ -46,13 +49,19 @@ struct WarpgroupGemm {
   struct Ring {
     std::int32_t stage = 0;
     std::uint32_t parity = 0;
-    CONVT_HOST_DEVICE void next() {
-      if (++stage == kCount) {
+    CONVT_HOST_DEVICE void next(std::int32_t count = kCount) {
+      if (++stage == count) {
         stage = 0;
         parity ^= 1;
       }
     }
   };
+
+  // Of patches: as many as there is room for, where that costs no loader a register.
+  static constexpr int kPatches = kWayIn == WayIn::boxes ? kMostPatchStages : kPatchStages;
+  CONVT_HOST_DEVICE static std::int32_t patch_stages(const GemmParams& params) {
+    return kWayIn == WayIn::boxes ? params.shared.patch_stages : kPatchStages;
+  }
 
   struct Work {
     Tile tile;
@@ -75,11 +84,46 @@ struct WarpgroupGemm {
   }
 
   template <class Executor>
-  CONVT_HOST_DEVICE static void run(Executor& block, const GemmParams& params) {
+  CONVT_HOST_DEVICE static void run(Executor& block, const GemmParams& params, const PatchCopy& copy) {
     block.setup(params.shared.barriers, kConfig.barriers(), [](int at) { return arrivals(at); });
-    block.template roles<kLoaderRegisters, kConsumerRegisters>([&](auto& group) { load(group, params); },
-                                                               [&](auto& group) { feed(group, params); },
-                                                               [&](auto& group) { consume(group, params); });
+    const auto loading = [&](auto& group) {
+      if constexpr (kWayIn == WayIn::boxes) {
+        fetch(group, params, copy);
+      } else {
+        load(group, params);
+      }
+    };
+    block.template roles<kConfig.loader_registers(kWayIn), kConfig.consumer_registers(kWayIn)>(
+        loading, [&](auto& group) { feed(group, params); }, [&](auto& group) { consume(group, params); });
+  }
+
+  // Patch after patch, each one copy.
+  template <class Executor>
+  CONVT_HOST_DEVICE static void fetch(Executor& group, const GemmParams& params, const PatchCopy& copy) {
+    Ring<kPatches> to;
+    Ring<1> left;
+    for (std::int32_t index = group.index(); index < params.tiles; index += group.count()) {
+      const Work work = work_of(group, params, index);
+      std::int32_t at[kBoxAxes], bytes = 0;   // the first channel, and the first pixel along W, H, D and N
+#pragma unroll 1
+      for (std::int32_t patch = 0, chunk = 0; patch < work.patches; ++patch) {
+        if (chunk == 0) {
+          const ShiftGroup shifts = shifts_at(group, params, work, patch / params.chunks);
+          for (int axis = 0; axis < kAxes; ++axis) {
+            at[kAxes - axis] = std::int32_t(first_of(params, work.tile, shifts, axis));
+          }
+          at[kBoxAxes - 1] = std::int32_t(work.tile.q[0]);
+          bytes = shifts.pixels * kPixel;
+        }
+        at[0] = work.tile.conv_group * copy.group_channels + chunk * Patch::kChunk;
+        group.wait(barrier(params, kPatchEmpty, to.stage), to.parity ^ 1);
+        group.copy_box(params.shared.patch + to.stage * params.shared.patch_stage_bytes, copy, at, bytes,
+                       barrier(params, kPatchFull, to.stage));
+        to.next(patch_stages(params));
+        if (++chunk == params.chunks) chunk = 0;
+      }
+      await_leaving(group, params, left);
+    }
   }
 
   // Patch after patch, two batches on their way at a time.
@@ -90,7 +134,7 @@ struct WarpgroupGemm {
       typename Patch::template State<Executor::kLanes> at[2];
     };
     typename Executor::template PerWarp<Batches> states;
-    Ring<kPatchStages> to;
+    Ring<kPatches> to;
     Ring<1> left;
     for (std::int32_t index = group.index(); index < params.tiles; index += group.count()) {
       const auto phases =
@@ -131,7 +175,7 @@ struct WarpgroupGemm {
         }
         group.each_warp(states, [](Warp& warp, Batches&) { warp.publish(); });
         group.arrive_all(barrier(params, kPatchFull, to.stage));
-        to.next();
+        to.next(patch_stages(params));
         if (++chunk == params.chunks) chunk = 0;
       }
       await_leaving(group, params, left);
@@ -180,7 +224,7 @@ struct WarpgroupGemm {
       group.sync_consumers(kTableBarrier);
     }
     Ring<kStages> use;
-    Ring<kPatchStages> from;
+    Ring<kPatches> from;
 #pragma unroll 1
     for (std::int32_t index = group.index(); index < params.tiles; index += group.count()) {
       typename Executor::template PerWarp<State> states;
@@ -215,7 +259,7 @@ struct WarpgroupGemm {
 
   template <class Executor, class States>
   CONVT_HOST_DEVICE static void multiply(Executor& group, States& states, const GemmParams& params, std::int32_t index,
-                                         Ring<kStages>& use, Ring<kPatchStages>& from) {
+                                         Ring<kStages>& use, Ring<kPatches>& from) {
     using Warp = typename Executor::Warp;
     using State = typename Sums::template State<Executor::kLanes>;
     const Work work = work_of(group, params, index);
@@ -232,17 +276,24 @@ struct WarpgroupGemm {
 #pragma unroll 1
       for (std::int32_t shift = 0; shift < shifts.shifts; ++shift) {
         group.wait(barrier(params, kFilterFull, use.stage), use.parity);
-        const std::int32_t filter = Filter::stage_offset(use.stage), first = pixels + offset * 16;
+        const std::int32_t filter = Filter::stage_offset(use.stage), first = pixels + offset * kPixel;
         group.each_warp(states, [=, &params](Warp& warp, State& state) {
           const std::int32_t rows = filter + warp.index() % kConfig.warps_m / 4 * kGroupRows * 16;
           const std::int32_t* const runs = params.runs + warp.index() / kConfig.warps_m * 2;
-          const std::int32_t left = first + runs[0] * 16, right = first + runs[1] * 16;
+          const std::int32_t left = first + runs[0] * kPixel, right = first + runs[1] * kPixel;
           warp.begin_products(state.sum[0]);
 #pragma unroll
           for (int plane = 0; plane < kConfig.planes; plane += kMmaPlanes) {
-            const std::int32_t a = rows + plane * kConfig.rows * 16, on = plane * plane_bytes;
-            warp.template multiply_group<kOperand, 0>(state.sum[0], a, kConfig.rows * 16, left + on, plane_bytes);
-            warp.template multiply_group<kOperand, 16>(state.sum[0], a, kConfig.rows * 16, right + on, plane_bytes);
+            const std::int32_t a = rows + plane * kConfig.rows * 16;
+            if constexpr (kWayIn == WayIn::boxes) {
+              warp.template multiply_boxes<kOperand, 0, kPixel>(state.sum[0], a, kConfig.rows * 16, left + plane * 16);
+              warp.template multiply_boxes<kOperand, 16, kPixel>(state.sum[0], a, kConfig.rows * 16,
+                                                                 right + plane * 16);
+            } else {
+              const std::int32_t on = plane * plane_bytes;
+              warp.template multiply_group<kOperand, 0>(state.sum[0], a, kConfig.rows * 16, left + on, plane_bytes);
+              warp.template multiply_group<kOperand, 16>(state.sum[0], a, kConfig.rows * 16, right + on, plane_bytes);
+            }
           }
           warp.commit_products(state.sum[0]);
         });
@@ -255,7 +306,7 @@ struct WarpgroupGemm {
         use.next();
       }
       last_patch = from.stage;
-      from.next();
+      from.next(patch_stages(params));
       if (++chunk == params.chunks) {
         chunk = 0;
         if (patch + 1 < work.patches) shifts = shifts_at(group, params, work, (patch + 1) / params.chunks);

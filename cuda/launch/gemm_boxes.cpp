@@ -77,9 +77,11 @@ std::vector<TileBox> run_boxes(std::int32_t pixels, const Positions& q, TileBox 
 
 }  // namespace
 
-Packing packing_of(const std::vector<BlockShifts>& blocks, std::int32_t even) {
+Packing packing_of(const GemmShape& shape, const std::vector<BlockShifts>& blocks, std::int32_t even, WayIn way) {
   Packing packing;
   packing.even = even;
+  packing.way = way;
+  for (int axis = 0; axis < kAxes && in_lines(way); ++axis) packing.step[axis] = std::int32_t(shape.axes[axis].step);
   for (const BlockShifts& block : blocks) {
     for (const PatchSpan& span : block.spans) {
       for (int axis = 0; axis < kAxes; ++axis) {
@@ -90,6 +92,22 @@ Packing packing_of(const std::vector<BlockShifts>& blocks, std::int32_t even) {
   }
   return packing;
 }
+
+namespace {
+
+// Whether one copy spans the patch, where patches are copied.
+bool is_copied(const TileBox& box) {
+  if (!in_lines(box.packing.way)) return true;
+  const PatchShape patch = patch_shape(box, {});
+  bool fits =
+      patch.extent[0] <= kMostBoxExtent && (patch.pitch[2] - 1) * std::int64_t(box.packing.step[2]) < kMostBoxExtent;
+  for (int axis = 0; axis < kAxes; ++axis) {
+    fits = fits && (patch.extent[1 + axis] - 1) * std::int64_t(box.packing.step[axis]) < kMostBoxExtent;
+  }
+  return fits;
+}
+
+}  // namespace
 
 std::vector<TileBox> packed_boxes(std::int32_t pixels, const Positions& q, const Packing& packing) {
   TileBox box{{1, 1, 1, 1}, true, packing};
@@ -110,7 +128,7 @@ std::vector<TileBox> packed_boxes(std::int32_t pixels, const Positions& q, const
             wanted = wanted && (whole.runs[at] == 1 || whole.tile[at] * (whole.runs[at] - 1) < q[at]);
             whole.tile[at] *= whole.runs[at];
           }
-          if (wanted) made.push_back(whole);
+          if (wanted && is_copied(whole)) made.push_back(whole);
         }
         if (runs == 1) break;
       }

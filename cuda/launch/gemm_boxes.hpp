@@ -12,9 +12,11 @@ struct Packing {
   std::int32_t halo[kAxes] = {};
   std::int32_t w_phases = 1;
   std::int32_t even = 2;  // rows begin at multiples of so many positions: pairs of sums do not straddle them
+  WayIn way = WayIn::gathered;
+  std::int32_t step[kAxes] = {};  // of boxes: input pixels from one to the next, which a copy spans
   auto operator<=>(const Packing&) const = default;
 };
-Packing packing_of(const std::vector<BlockShifts>& blocks, std::int32_t even);
+Packing packing_of(const GemmShape& shape, const std::vector<BlockShifts>& blocks, std::int32_t even, WayIn way);
 
 using Positions = std::array<std::int64_t, kTileAxes>;   // of the q-grids: N, D, H, W
 

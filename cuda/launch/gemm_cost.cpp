@@ -1,4 +1,5 @@
 #include "launch/gemm_cost.hpp"
+#include "launch/turn_plan.hpp"
 
 #include <algorithm>
 #include <limits>
@@ -33,10 +34,42 @@ double overlapped(const GemmCost& cost, int norm) {
 }
 
 std::int64_t pixel_capacity(const TileConfig& config, Operand operand, const DeviceTraits& device, std::int64_t blocks,
-                            bool interleaved) {
-  const std::int64_t left =
-      shared_capacity(device, blocks) - config.filter_stages * config.slab_bytes(operand) - config.lasting_bytes();
-  return left / (kPatchStages * config.planes * 16 + (interleaved ? 8 : 4));
+                            bool interleaved, WayIn way) {
+  const std::int64_t even = in_lines(way) ? kBoxAlignment : 1;
+  const std::int64_t left = shared_capacity(device, blocks) -
+                            round_up(config.filter_stages * config.slab_bytes(operand), even) - config.lasting_bytes();
+  const std::int64_t pixel = config.planes * 16, pixels = left / (kPatchStages * pixel + (interleaved ? 8 : 4));
+  return in_lines(way) ? pixels / (even / pixel) * (even / pixel) : pixels;
+}
+
+namespace {
+
+// Steps, extents and strides that tensor copies know.
+bool is_copied(const GemmShape& shape, Operand operand) {
+  constexpr std::int64_t farthest = std::int64_t(1) << 39;   // bytes
+  bool copied = shape.problem.batch == 1 || shape.input[0] > 0;
+  for (int axis = 0; axis < kAxes; ++axis) {
+    const GemmShape::Along& along = shape.axes[axis];
+    copied = copied && along.step <= kMostBoxStep && (along.input == 1 || shape.input[2 + axis] > 0) &&
+             along.input <= std::numeric_limits<std::int32_t>::max();
+  }
+  for (const std::int64_t stride : shape.input) copied = copied && stride * operand_bytes(operand) < farthest;
+  return copied;
+}
+
+}  // namespace
+
+bool comes_in_boxes(const GemmShape& shape, const TileConfig& config, Operand operand) {
+  const int vector = operand_vector(operand);
+  // Channels beyond the tensor's are 0; those of another group are not.
+  const bool own = shape.problem.groups == 1 || shape.in_channels % (config.planes * vector) == 0;
+  return config.has(operand, WayIn::boxes) && !is_float32(operand) && own &&
+         whole_vectors(shape.input, shape.in_channels, vector) && is_copied(shape, operand);
+}
+
+bool comes_turned(const GemmShape& shape, const TileConfig& config, Operand operand) {
+  return config.has(operand, WayIn::turned) && can_turn(shape, config, operand) &&
+         is_copied(turned_shape(shape, config, operand), operand);
 }
 
 int blocks_that_fit(const TileConfig& config, Operand operand, const DeviceTraits& device) {
@@ -64,6 +97,8 @@ struct Sides {
   double products, leaving, multiplied_tile, loading, loaded_tile, shared, l2, memory, first, launch;
 };
 constexpr Sides kWarpgroups{0.74, 1.7, 1300, 5.85, 6150, 0.29, 1.98, 0.65, 0.38, 21};
+// The same where patches are tensor copies: nobody loads.
+constexpr Sides kBoxes{0.85, 2.2, 1640, 0, 500, 0.29, 1.3, 0.75, 0.42, 19.2};
 
 // Bytes through L2 for those that a row of a patch has. Rows that start anywhere take a sector more than they fill; pixels of one
 // phase among several lie apart.
@@ -96,18 +131,19 @@ bool leaves_by_rows(const GemmShape& shape, const TileConfig& config, std::int32
 }
 
 GemmWork gemm_work(const GemmShape& shape, const DeviceTraits& device, const TileConfig& config, Operand operand,
-                   int blocks) {
+                   int blocks, WayIn way) {
   const int bytes = operand_bytes(operand);
-  const bool interleaved = shape.axes[2].step > 1;
+  const bool interleaved = shape.axes[2].step > 1 && way == WayIn::gathered;
   return {shape,
           device,
           config,
           operand,
           blocks,
-          pixel_capacity(config, operand, device, blocks, interleaved),
+          pixel_capacity(config, operand, device, blocks, interleaved, way),
           tensor_bytes(shape.problem, bytes),
           leaves_by_pixels(shape, config),
-          leaves_by_rows(shape, config, bytes)};
+          leaves_by_rows(shape, config, bytes),
+          way};
 }
 
 std::int32_t aligned_bytes(const GemmShape& shape, std::int32_t element_bytes) {
@@ -240,7 +276,7 @@ std::optional<TileWork> work_of_tile(const GemmWork& work, const std::vector<Blo
   double conflicts = 1;
   const auto patches_of = [&](const BlockShifts& block) -> std::optional<Patches> {
     if (block.shifts.empty()) return Patches{1, 0, conflicts};
-    const auto totals = patch_totals(work.shape, block, box, {work.capacity, work.config.planes});
+    const auto totals = patch_totals(work.shape, block, box, work.limits());
     if (!totals) return std::nullopt;
     conflicts = std::max(conflicts, totals->conflicts);
     return Patches{double(totals->pixels), std::ceil(double(totals->pixels) / work.config.threads()), conflicts};
@@ -273,15 +309,16 @@ GemmCost cost_in(const GemmWork& work, const TileWork& tile, const TileWork& fir
   cost.memory = (work.bytes + 2 * partial) / device.memory_gbs * 1e-3;
   const double resident = std::min<double>(work.blocks, per_sm);
   if (grouped) {
-    const auto in = [&](const TileWork& of) { return kWarpgroups.loading * of.loading / 4 * share; };
-    const auto out = [&](const TileWork& of) { return kWarpgroups.leaving * of.leaving / 4 * share; };
+    const Sides& sides = in_lines(work.way) ? kBoxes : kWarpgroups;
+    const auto in = [&](const TileWork& of) { return sides.loading * of.loading / 4 * share; };
+    const auto out = [&](const TileWork& of) { return sides.leaving * of.leaving / 4 * share; };
     const double visit = per_sm / resident * cycle;
-    cost.tensor = kWarpgroups.products * cost.tensor + out(tile) + kWarpgroups.multiplied_tile * visit;
-    cost.issue = in(tile) + kWarpgroups.loaded_tile * visit;
-    cost.shared *= kWarpgroups.shared;
-    cost.l2 *= kWarpgroups.l2;
-    cost.memory *= kWarpgroups.memory;
-    cost.total = overlapped(cost, 2) + kWarpgroups.first * (in(first) + out(first)) / per_sm + kWarpgroups.launch;
+    cost.tensor = sides.products * cost.tensor + out(tile) + sides.multiplied_tile * visit;
+    cost.issue = in(tile) + sides.loaded_tile * visit;
+    cost.shared *= sides.shared;
+    cost.l2 *= sides.l2;
+    cost.memory *= sides.memory;
+    cost.total = overlapped(cost, 2) + sides.first * (in(first) + out(first)) / per_sm + sides.launch;
     return cost;
   }
   // What a thread block waits for alone: first patch and filter, barriers, the way out. Neighbours hide their share of it.

@@ -26,7 +26,7 @@ int blocks_that_fit(const TileConfig& config, Operand operand, const DeviceTrait
 
 // Pixels that a patch may have, so that `blocks` thread blocks fit a multiprocessor.
 std::int64_t pixel_capacity(const TileConfig& config, Operand operand, const DeviceTraits& device, std::int64_t blocks,
-                            bool interleaved);
+                            bool interleaved, WayIn way = WayIn::gathered);
 
 struct GemmWork {
   const GemmShape& shape;
@@ -37,13 +37,20 @@ struct GemmWork {
   std::int64_t capacity;          // pixels of a patch
   double bytes;                   // of all tensors
   bool by_pixels, by_rows;        // what leaves_by_pixels and leaves_by_rows say
+  WayIn way;
 
   double mma_steps() const { return std::ceil(double(shape.in_channels) / (kMmaPlanes * operand_vector(operand))); }
   double chunks() const { return std::ceil(mma_steps() * kMmaPlanes / config.planes); }
+  PatchLimits limits() const { return {capacity, in_lines(way) ? 0 : config.planes}; }
 };
 
 GemmWork gemm_work(const GemmShape& shape, const DeviceTraits& device, const TileConfig& config, Operand operand,
-                   int blocks);
+                   int blocks, WayIn way = WayIn::gathered);
+
+// Whether tensor copies may fetch a configuration's patches from a tensor: channels innermost in whole vectors, 16 bits that need no
+// rounding, and steps, strides and groups that the copies know. Whether from a turned one.
+bool comes_in_boxes(const GemmShape& shape, const TileConfig& config, Operand operand);
+bool comes_turned(const GemmShape& shape, const TileConfig& config, Operand operand);
 
 // How the sums of a tile leave. Straight from registers: where there are no phases, and pairs of positions do not straddle rows.
 WayOut way_out(const GemmWork& work, const TileBox& box, std::int32_t block_channels);

@@ -18,33 +18,41 @@ __global__ void __launch_bounds__(Kernel::kThreads, Kernel::kBlocks)
 // Built for every architecture, launched on Hopper alone.
 template <class Kernel>
 __global__ void __launch_bounds__(Kernel::kThreads, Kernel::kBlocks)
-    warpgroup_gemm(const __grid_constant__ GemmParams params) {
+    warpgroup_gemm(const __grid_constant__ GemmParams params, const __grid_constant__ PatchCopy copy) {
 #if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  extern __shared__ __align__(128) char memory[];
-  WarpgroupExecutor<Kernel::kThreads / 2> block(memory);
-  Kernel::run(block, params);
+  extern __shared__ __align__(1024) char lines[];
+  WarpgroupExecutor<Kernel::config.threads(), Kernel::kLoading> block(lines);
+  Kernel::run(block, params, copy);
 #else
   __trap();
 #endif
 }
 
-template <TileConfig kConfig, Operand kOperand>
+template <TileConfig kConfig, Operand kOperand, WayIn kWayIn>
 const void* gemm_function() {
-  if constexpr (kConfig.grouped() && kConfig.has(kOperand)) {
-    return reinterpret_cast<const void*>(&warpgroup_gemm<WarpgroupGemm<kConfig, kOperand>>);
-  } else if constexpr (kConfig.has(kOperand)) {
+  if constexpr (kConfig.grouped() && kConfig.has(kOperand, kWayIn)) {
+    return reinterpret_cast<const void*>(&warpgroup_gemm<WarpgroupGemm<kConfig, kOperand, kWayIn>>);
+  } else if constexpr (kConfig.has(kOperand, kWayIn)) {
     return reinterpret_cast<const void*>(&implicit_gemm<ImplicitGemm<kConfig, kOperand>>);
   } else {
     return nullptr;
   }
 }
 
-template <TileConfig kConfig>
-GemmKernel gemm_kernel(Operand operand) {
+template <TileConfig kConfig, WayIn kWayIn>
+const void* gemm_function(Operand operand) {
   const void* const functions[kOperands] = {
-      gemm_function<kConfig, Operand::tf32>(), gemm_function<kConfig, Operand::ieee>(),
-      gemm_function<kConfig, Operand::bfloat16>(), gemm_function<kConfig, Operand::float16>()};
-  return {functions[int(operand)]};
+      gemm_function<kConfig, Operand::tf32, kWayIn>(), gemm_function<kConfig, Operand::ieee, kWayIn>(),
+      gemm_function<kConfig, Operand::bfloat16, kWayIn>(), gemm_function<kConfig, Operand::float16, kWayIn>()};
+  return functions[int(operand)];
+}
+
+template <TileConfig kConfig>
+GemmKernel gemm_kernel(Operand operand, WayIn way) {
+  GemmKernel kernel;
+  kernel.function =
+      in_lines(way) ? gemm_function<kConfig, WayIn::boxes>(operand) : gemm_function<kConfig, WayIn::gathered>(operand);
+  return kernel;
 }
 
 }  // namespace convt

@@ -6,6 +6,8 @@
 
 #include "launch/carried.hpp"
 #include "launch/cuda_check.hpp"
+#include "launch/patch_copy.hpp"
+#include "launch/turn_plan.hpp"
 
 namespace convt {
 namespace {
@@ -110,9 +112,9 @@ void launch_pack(const GemmPlan& plan, PackParams params, void* stream) {
 
 }  // namespace
 
-GemmKernel find_gemm_kernel(const TileConfig& config, Operand operand) {
+GemmKernel find_gemm_kernel(const TileConfig& config, Operand operand, WayIn way) {
 #define CONVT_CONFIG(...) \
-  if (config == TileConfig{__VA_ARGS__}) return gemm_kernel<TileConfig{__VA_ARGS__}>(operand);
+  if (config == TileConfig{__VA_ARGS__}) return gemm_kernel<TileConfig{__VA_ARGS__}>(operand, way);
 #include "config/configs.def"
 #undef CONVT_CONFIG
   throw std::runtime_error("no kernel was compiled for configuration " + name_of(config));
@@ -121,14 +123,18 @@ GemmKernel find_gemm_kernel(const TileConfig& config, Operand operand) {
 void launch_gemm(const GemmPlan& plan, const Pointers& pointers) {
   GemmLaunch call = bind(plan, pointers);
   launch_pack(plan, call.pack, pointers.stream);
-  const void* function = find_gemm_kernel(plan.config, plan.operand).function;
-  void* arguments[] = {&call.gemm};
-  launch_function(function, plan.grid, plan.config.block_threads(), call.gemm.shared.bytes, arguments, pointers.stream,
-                  "launching the implicit GEMM");
+  const void* function = find_gemm_kernel(plan.config, plan.operand, call.way).function;
+  if (plan.way == WayIn::turned) launch_turning(call.turn, plan.operand, pointers.stream);
+  PatchCopy copy{};
+  copy.group_channels = plan.group_channels;
+  if (in_lines(call.way)) describe_box(call.box, plan.operand, copy);
+  void* arguments[] = {&call.gemm, &copy};   // the latter for warpgroups
+  launch_function(function, plan.grid, plan.config.block_threads(call.way), call.gemm.shared.bytes, arguments,
+                  pointers.stream, "launching the implicit GEMM");
 }
 
 KernelResources gemm_resources(const GemmPlan& plan) {
-  return function_resources(find_gemm_kernel(plan.config, plan.operand).function);
+  return function_resources(find_gemm_kernel(plan.config, plan.operand, plan.way).function);
 }
 
 }  // namespace convt

@@ -11,10 +11,10 @@ struct GemmKernel {
 
 // One translation unit per line of configs.def defines this, for every operand.
 template <TileConfig kConfig>
-GemmKernel gemm_kernel(Operand operand);
+GemmKernel gemm_kernel(Operand operand, WayIn way);
 
 // The registry: null when this build lacks the configuration.
-GemmKernel find_gemm_kernel(const TileConfig& config, Operand operand);
+GemmKernel find_gemm_kernel(const TileConfig& config, Operand operand, WayIn way);
 
 // Packs the filter and computes, on the call's stream and the current device. Throws std::runtime_error.
 void launch_gemm(const GemmPlan& plan, const Pointers& pointers);

@@ -3,9 +3,11 @@
 #include <algorithm>
 #include <cstring>
 #include <limits>
+#include <optional>
 
 #include "launch/gemm_search.hpp"
 #include "launch/pack_plan.hpp"
+#include "launch/turn_plan.hpp"
 
 namespace convt {
 
@@ -40,6 +42,42 @@ Operand operand_of(DType dtype, Precision precision) {
 
 namespace {
 
+// Patches of few steps are used up before the next one has come, unless more are on their way. Where a patch lasts, or is all that a tile
+// has, running further ahead gains nothing and was up to a tenth slower (H200).
+std::int32_t wanted_stages(const std::vector<BlockShifts>& blocks, std::int32_t chunks) {
+  std::int64_t steps = 0, patches = 0;
+  for (const BlockShifts& block : blocks) {
+    steps += std::int64_t(block.shifts.size());
+    patches += std::int64_t(block.spans.size());
+  }
+  if (steps >= 4 * patches) return kPatchStages;
+  const bool many = patches * chunks >= 4 * std::int64_t(blocks.size());
+  return many && steps < 2 * patches ? kMostPatchStages : kPatchStages + 1;
+}
+
+// The copy of any of the patches, which all have the same shape.
+PatchBox box_of(const GemmWork& work, const PatchShape& patch) {
+  const GemmShape& shape = work.shape;
+  const int bytes = operand_bytes(work.operand);
+  PatchBox box{};
+  const bool turned = work.way == WayIn::turned;
+  const std::int64_t pitch = turned ? turned_pitch(shape, work.config, work.operand) : shape.in_channels;
+  box.extent[0] = pitch * shape.problem.groups;
+  box.count[0] = work.config.planes * operand_vector(work.operand);
+  box.stride[0] = bytes;
+  box.step[0] = 1;
+  for (int at = 1; at < kBoxAxes; ++at) {
+    const int axis = kBoxAxes - 1 - at;   // N, D, H, W
+    const bool batch = axis == 0;
+    box.extent[at] = batch ? shape.problem.batch : shape.axes[axis - 1].input;
+    box.step[at] = batch ? 1 : std::int32_t(shape.axes[axis - 1].step);
+    box.count[at] = axis == kTileAxes - 1 ? patch.pitch[axis - 1] : patch.extent[axis];
+    // Where there is one, wherever the next would be.
+    box.stride[at] = box.extent[at] == 1 ? 16 : shape.input[batch ? 0 : axis + 1] * bytes;
+  }
+  return box;
+}
+
 std::variant<GemmPlan, std::string> build(const GemmWork& work, const GemmChoice& choice, const Request& request) {
   const GemmShape& shape = work.shape;
   const Problem& problem = shape.problem;
@@ -47,13 +85,14 @@ std::variant<GemmPlan, std::string> build(const GemmWork& work, const GemmChoice
   plan.op = shape.op;
   plan.config = work.config;
   plan.operand = work.operand;
+  plan.way = work.way;
   plan.origin = choice.origin;
   plan.cost = choice.cost;
   const int vector = operand_vector(work.operand);
   const bool channels_inner = shape.stores_along_channels();
   const std::vector<BlockShifts>& blocks = *choice.blocks;
   GemmTables tables =
-      gemm_tables(shape, blocks, choice.box, {work.capacity, work.config.planes},
+      gemm_tables(shape, blocks, choice.box, work.limits(),
                   {vector, work.config.threads(), choice.block_channels, shape.output[1], channels_inner});
   plan.tables = std::move(tables.bytes);
 
@@ -94,8 +133,13 @@ std::variant<GemmPlan, std::string> build(const GemmWork& work, const GemmChoice
       to.by_run = FastDivisor(choice.box.tile[axis] / choice.box.runs[axis]);
       run_pitch *= choice.box.runs[axis];
     }
+    std::int32_t used = 1;   // pixels of a run from its first position to its last
+    for (int axis = 0; axis < kTileAxes; ++axis) {
+      used += (choice.box.tile[axis] / choice.box.runs[axis] - 1) * patch.pitch[axis];
+    }
     for (std::int32_t at = 0; at < std::int32_t(std::size(params.runs)); ++at) {
       std::int32_t rest = at * kGroupPixels / choice.box.run, pixel = at * kGroupPixels % choice.box.run;
+      if (pixel >= used) continue;
       for (int axis = kTileAxes - 1; axis >= 0; --axis) {
         pixel += rest % choice.box.runs[axis] * (choice.box.tile[axis] / choice.box.runs[axis]) * patch.pitch[axis];
         rest /= choice.box.runs[axis];
@@ -104,15 +148,26 @@ std::variant<GemmPlan, std::string> build(const GemmWork& work, const GemmChoice
     }
   }
   params.table = tables.layout;
-  params.shared =
-      shared_layout(work.config, work.operand, std::max(tables.most_pixels, 1), tables.most_phases, tables.interleaved);
+  params.chunks = std::int32_t(ceil_div(shape.in_channels, work.config.planes * vector));
+  const auto layout_of = [&](std::int32_t patch_stages) {
+    return shared_layout(work.config, work.operand, work.way, std::max(tables.most_pixels, 1), tables.most_phases,
+                         tables.interleaved, patch_stages);
+  };
+  params.shared = layout_of(kPatchStages);
+  if (in_lines(work.way)) {
+    plan.box = box_of(work, patch_shape(choice.box, {}));
+    plan.group_channels = std::int32_t(plan.box.extent[0] / problem.groups);
+    for (std::int32_t stages = kPatchStages + 1; stages <= wanted_stages(blocks, params.chunks); ++stages) {
+      const SharedLayout more = layout_of(stages);
+      if (more.bytes <= shared_capacity(work.device, work.blocks)) params.shared = more;
+    }
+  }
   params.in_channels = std::int32_t(shape.in_channels);
   params.out_channels = std::int32_t(shape.out_channels);
   params.conv_groups = std::int32_t(problem.groups);
   params.block_channels = choice.block_channels;
   params.channel_blocks = std::int32_t(ceil_div(params.out_channels, params.block_channels));
   params.phase_blocks = std::int32_t(blocks.size());
-  params.chunks = std::int32_t(ceil_div(params.in_channels, work.config.planes * vector));
   params.steps = tables.steps;
   params.splits = choice.splits;
   params.input_vectors = whole_vectors(shape.input, shape.in_channels, vector);
@@ -160,6 +215,11 @@ std::variant<GemmPlan, std::string> build(const GemmWork& work, const GemmChoice
   const std::int64_t partial =
       params.splits > 1 ? plan.grid * work.config.rows * work.config.pixels * std::int64_t(sizeof(float)) : 0;
   plan.workspace_bytes = plan.partial_offset + partial;
+  if (work.way == WayIn::turned) {
+    plan.turn = plan_turning(gemm_shape(request), work.config, work.operand);
+    plan.turned_offset = round_up(plan.workspace_bytes, 256);
+    plan.workspace_bytes = plan.turned_offset + turned_bytes(plan.turn, work.operand);
+  }
   return plan;
 }
 
@@ -188,13 +248,30 @@ std::variant<GemmPlan, std::string> plan_gemm(const Request& request, const Devi
   if (config.grouped() && device.capability != 90) return kHoppers;
   const int fitting = blocks_that_fit(config, operand, device);
   if (fitting == 0) return "needs more shared memory than this GPU gives a thread block";
-  const GemmWork work = gemm_work(search.shape(), device, config, operand, fitting);
-  if (const auto choice = search.best(work)) return build(work, *choice, request);
+  const GemmShape& shape = search.shape();
+  const GemmShape turned = config.grouped() ? turned_shape(shape, config, operand) : shape;
+  std::optional<GemmChoice> best;
+  WayIn best_way = WayIn::gathered;
+  const auto work_in = [&](WayIn way) {
+    return gemm_work(way == WayIn::turned ? turned : shape, device, config, operand, fitting, way);
+  };
+  // What comes in boxes as it lies comes so; gathering and turning are weighed.
+  const bool boxed = device.tensor_copies > 0 && comes_in_boxes(shape, config, operand);
+  for (const WayIn way : {WayIn::boxes, WayIn::turned, WayIn::gathered}) {
+    if (way == WayIn::boxes ? !boxed : best && (best_way == WayIn::boxes || device.tensor_copies > 1)) continue;
+    if (way == WayIn::turned && (boxed || device.tensor_copies == 0 || !comes_turned(shape, config, operand))) continue;
+    auto choice = search.best(work_in(way));
+    if (choice && way == WayIn::turned) choice->cost.total += turning_time(shape, config, operand, device);
+    if (!choice || (best && best->cost.total <= choice->cost.total)) continue;
+    best = choice;
+    best_way = way;
+  }
+  if (best) return build(work_in(best_way), *best, request);
   return "no tile's patch fits shared memory";
 }
 
 GemmLaunch bind(const GemmPlan& plan, const Pointers& pointers) {
-  GemmLaunch launch{plan.params, plan.pack};
+  GemmLaunch launch{plan.params, plan.pack, plan.way, plan.box, plan.turn};
   char* workspace = static_cast<char*>(pointers.workspace);
   launch.pack.filter = pointers.filter;
   align_packing(launch.pack);
@@ -202,6 +279,12 @@ GemmLaunch bind(const GemmPlan& plan, const Pointers& pointers) {
   launch.pack.packed = workspace + plan.filter_offset;
   const bool forward = plan.op == Operator::forward;
   launch.gemm.input = forward ? pointers.input : pointers.output;
+  if (plan.way == WayIn::turned) {
+    launch.turn.source = launch.gemm.input;
+    launch.turn.target = workspace + plan.turned_offset;
+    align_turning(launch.turn);
+    launch.gemm.input = launch.turn.target;
+  }
   launch.gemm.bias = pointers.bias;
   launch.gemm.output = forward ? pointers.output : pointers.input;
   launch.gemm.tables = workspace;
@@ -211,7 +294,11 @@ GemmLaunch bind(const GemmPlan& plan, const Pointers& pointers) {
     launch.gemm.partial = reinterpret_cast<float*>(workspace + plan.partial_offset);
   }
   // The plan counts on torch's alignment; views may have less.
-  if (reinterpret_cast<std::uintptr_t>(launch.gemm.input) % 16 != 0) launch.gemm.input_vectors = 0;
+  launch.box.base = static_cast<const char*>(launch.gemm.input);
+  if (reinterpret_cast<std::uintptr_t>(launch.gemm.input) % 16 != 0) {
+    launch.gemm.input_vectors = 0;
+    launch.way = WayIn::gathered;
+  }
   if (reinterpret_cast<std::uintptr_t>(launch.gemm.output) % 16 != 0) launch.gemm.output_vectors = 0;
   if (reinterpret_cast<std::uintptr_t>(launch.gemm.output) % (2 * operand_bytes(plan.operand)) != 0 &&
       launch.gemm.way_out == WayOut::pairs) {

@@ -7,6 +7,7 @@
 #include "collective/gemm_params.hpp"
 #include "geometry/tap_table.hpp"
 #include "kernel/pack_filter.hpp"
+#include "kernel/turn_input.hpp"
 #include "launch/request.hpp"
 
 namespace convt {
@@ -24,14 +25,19 @@ struct GemmPlan {
   Operator op = Operator::forward;  // or grad_input
   TileConfig config{};
   Operand operand{};
+  WayIn way = WayIn::gathered;
   GemmParams params{};
   PackParams pack{};
+  PatchBox box{};                   // unless patches are gathered; without its base
+  std::int32_t group_channels = 0;  // of that tensor, from one group to the next
+  TurnParams turn{};                // of WayIn::turned
   std::vector<char> tables;
   std::int64_t grid = 0;
   std::int64_t workspace_bytes = 0;
   std::int64_t filter_offset = 0;   // in the workspace; the tables are at 0
   std::int64_t arrived_offset = 0;
   std::int64_t partial_offset = 0;
+  std::int64_t turned_offset = 0;
   std::array<Origin, kAxes> origin{};
   GemmCost cost;
 
@@ -58,10 +64,13 @@ class GemmSearch;
 std::variant<GemmPlan, std::string> plan_gemm(const Request& request, const DeviceTraits& device,
                                               const TileConfig& config, GemmSearch& search);
 
-// Fills the pointers of a call in.
+// Fills the pointers of a call in. An input that is not aligned to 16 bytes is gathered.
 struct GemmLaunch {
   GemmParams gemm;
   PackParams pack;
+  WayIn way;
+  PatchBox box;
+  TurnParams turn;
 };
 GemmLaunch bind(const GemmPlan& plan, const Pointers& pointers);
 

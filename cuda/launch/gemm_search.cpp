@@ -84,7 +84,10 @@ std::vector<std::int32_t> channel_blocks(const GemmWork& work) {
   const std::int32_t rows = rows_of(work);
   std::vector<std::int32_t> made = equal_shares(shape.out_channels, rows);
   // Rows of the output leave whole unless their phases alone exceed the tile: cut W phases make scalar stores.
-  const std::int64_t wide = shape.reached_phases(2), most = std::max<std::int64_t>(rows / wide, work.by_pixels ? 8 : 1);
+  const std::int64_t wide = shape.reached_phases(2);
+  // Pixels leave phase by phase anyhow, and boxes come for little: phases that share no taps need not share products either.
+  const std::int64_t most =
+      work.by_pixels && in_lines(work.way) ? rows : std::max<std::int64_t>(rows / wide, work.by_pixels ? 8 : 1);
   std::erase_if(made, [&](std::int32_t channels) { return channels > most; });
   // Stored along channels, a block that ends within 16 bytes would make scalar stores.
   const int vector = operand_vector(work.operand);
@@ -98,9 +101,10 @@ std::vector<std::int32_t> channel_blocks(const GemmWork& work) {
   return made;
 }
 
-const std::vector<BlockShifts>& GemmSearch::blocks_of(const Origins& origin, std::int32_t rows, std::int32_t channels) {
-  const auto [entry, is_new] = blocks_.try_emplace({origin, rows, channels});
-  if (is_new) entry->second = block_shifts(shape_, origin, rows, channels);
+const std::vector<BlockShifts>& GemmSearch::blocks_of(const Origins& origin, std::int32_t rows, std::int32_t channels,
+                                                      WayIn way) {
+  const auto [entry, is_new] = blocks_.try_emplace({origin, rows, channels, way});
+  if (is_new) entry->second = block_shifts(shape_, origin, rows, channels, way);
   return entry->second;
 }
 
@@ -108,7 +112,7 @@ const GemmSearch::Tilings& GemmSearch::tilings_of(const GemmWork& work, const Or
                                                   const std::vector<BlockShifts>& blocks) {
   const int pixels = work.config.pixels;
   std::optional<Packing> packing;
-  if (work.config.grouped()) packing = packing_of(blocks, even_positions(work));
+  if (work.config.grouped()) packing = packing_of(shape_, blocks, even_positions(work), work.way);
   const auto [entry, is_new] = tilings_.try_emplace({origin, pixels, packing});
   Tilings& made = entry->second;
   if (!is_new) return made;
@@ -124,7 +128,7 @@ const GemmSearch::Tilings& GemmSearch::tilings_of(const GemmWork& work, const Or
 
 void GemmSearch::search(const GemmWork& work, const Origins& origin, std::int32_t channels,
                         std::optional<GemmChoice>& best) {
-  const std::vector<BlockShifts>& blocks = blocks_of(origin, rows_of(work), channels);
+  const std::vector<BlockShifts>& blocks = blocks_of(origin, rows_of(work), channels, work.way);
   const Tilings& tilings = tilings_of(work, origin, blocks);
   const TileFloor floor(work, blocks, channels);
   const double groups = double(shape_.problem.groups * ceil_div(shape_.out_channels, channels));

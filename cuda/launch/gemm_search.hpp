@@ -53,12 +53,12 @@ class GemmSearch {
   };
   using Tilings = std::vector<Tiling>;   // those of fewest boxes first
 
-  const std::vector<BlockShifts>& blocks_of(const Origins& origin, std::int32_t rows, std::int32_t channels);
+  const std::vector<BlockShifts>& blocks_of(const Origins& origin, std::int32_t rows, std::int32_t channels, WayIn way);
   const Tilings& tilings_of(const GemmWork& work, const Origins& origin, const std::vector<BlockShifts>& blocks);
   void search(const GemmWork& work, const Origins& origin, std::int32_t channels, std::optional<GemmChoice>& best);
 
   GemmShape shape_;
-  std::map<std::tuple<Origins, std::int32_t, std::int32_t>, std::vector<BlockShifts>> blocks_;
+  std::map<std::tuple<Origins, std::int32_t, std::int32_t, WayIn>, std::vector<BlockShifts>> blocks_;
   std::map<std::tuple<Origins, int, std::optional<Packing>>, Tilings> tilings_;
 };
 

@@ -116,9 +116,9 @@ BlockShifts block_of_grad_input(const Problem& problem, const std::array<PhaseSh
   return made;
 }
 
-void measure(const GemmShape& shape, BlockShifts& made) {
+void measure(const GemmShape& shape, WayIn way, BlockShifts& made) {
   made.block.steps = std::int32_t(made.shifts.size());
-  made.spans = spans_of(made.shifts, std::int32_t(shape.problem.axes[2].stride));
+  made.spans = spans_of(made.shifts, in_lines(way) ? 1 : std::int32_t(shape.problem.axes[2].stride));
 }
 
 }  // namespace
@@ -161,13 +161,13 @@ std::vector<PatchSpan> spans_of(const std::vector<ShiftRecord>& shifts, std::int
 }
 
 std::vector<BlockShifts> block_shifts(const GemmShape& shape, const Origins& origin, std::int32_t rows,
-                                      std::int32_t block_channels) {
+                                      std::int32_t block_channels, WayIn way) {
   const Problem& problem = shape.problem;
   std::array<PhaseShifts, kAxes> shifts;
   for (int axis = 0; axis < kAxes; ++axis) shifts[axis] = phase_shifts(problem.axes[axis], origin[axis]);
   if (shape.op == Operator::grad_input) {
     std::vector<BlockShifts> blocks = {block_of_grad_input(problem, shifts, block_channels)};
-    measure(shape, blocks[0]);
+    measure(shape, way, blocks[0]);
     return blocks;
   }
   const std::int64_t most = rows / block_channels;
@@ -184,7 +184,7 @@ std::vector<BlockShifts> block_shifts(const GemmShape& shape, const Origins& ori
   for (const Range& range : cut(reached_outer, even)) {
     for (const Range& w : cut(reached_w, ceil_div(wide, ceil_div(wide, most)))) {
       blocks.push_back(block_of(problem, shifts, range, w, block_channels));
-      measure(shape, blocks.back());
+      measure(shape, way, blocks.back());
     }
   }
   return blocks;

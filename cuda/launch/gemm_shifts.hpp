@@ -30,9 +30,9 @@ struct BlockShifts {
 };
 
 // Phase blocks of at most rows / block_channels phases, in output order; W phases are cut only where they do not fit. grad_input
-// has one block.
+// has one block. Boxes have one W phase each.
 std::vector<BlockShifts> block_shifts(const GemmShape& shape, const Origins& origin, std::int32_t rows,
-                                      std::int32_t block_channels);
+                                      std::int32_t block_channels, WayIn way = WayIn::gathered);
 
 using ShiftAt = std::vector<ShiftRecord>::const_iterator;
 

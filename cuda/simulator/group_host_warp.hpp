@@ -43,15 +43,15 @@ class GroupHostWarp : public HostWarp {
     for (const std::int32_t bytes : {a, a_pitch, b, b_pitch}) {
       if (bytes % 16 != 0 || bytes / 16 > 0x3fff) throw std::runtime_error("wgmma: operand does not fit a descriptor");
     }
-    const auto rows = sm90::fields_of(sm90::operand_at(a / 16, a_pitch / 16));
-    const auto pixels = sm90::fields_of(sm90::operand_at(b / 16, b_pitch / 16));
-    auto* const to = &sums[kFirst];
-    const auto product = [this, rows, pixels, to] { multiply_now<kOperand>(to, rows, pixels); };
-    if (memory_->schedule.late_copies) {
-      issued_.push_back(product);
-    } else {
-      product();
+    issue<kOperand>(&sums[kFirst], sm90::operand_at(a / 16, a_pitch / 16), sm90::operand_at(b / 16, b_pitch / 16));
+  }
+  template <Operand kOperand, int kFirst, int kLineBytes, int kTiles>
+  void multiply_boxes(Lanes<float, 32> (&sums)[kTiles][4], std::int32_t a, std::int32_t a_pitch, std::int32_t b) {
+    for (const std::int32_t bytes : {a, a_pitch, b}) {
+      if (bytes % 16 != 0 || bytes / 16 > 0x3fff) throw std::runtime_error("wgmma: operand does not fit a descriptor");
     }
+    issue<kOperand>(&sums[kFirst], sm90::operand_at(a / 16, a_pitch / 16),
+                    sm90::operand_in_lines(b / 16, 1, kLineBytes));
   }
   // Lane 8 m + i names the row of memory that takes column i of matrix m.
   void store_transposed(const Word& row, std::int32_t offset, const Word (&from)[4]) {
@@ -149,14 +149,27 @@ class GroupHostWarp : public HostWarp {
   Vector16 vector_if(bool there, const char* source) const { return there ? global<Vector16>(source) : Vector16{}; }
 
  private:
+  template <Operand kOperand>
+  void issue(Lanes<float, 32> (*to)[4], std::uint64_t a, std::uint64_t b) {
+    const auto product = [this, rows = sm90::fields_of(a), pixels = sm90::fields_of(b), to] {
+      multiply_now<kOperand>(to, rows, pixels);
+    };
+    if (memory_->schedule.late_copies) {
+      issued_.push_back(product);
+    } else {
+      product();
+    }
+  }
   // This warp's 16 of the 64 rows.
   template <Operand kOperand>
   void multiply_now(Lanes<float, 32> (*sums)[4], const sm90::OperandFields& a, const sm90::OperandFields& b) {
     constexpr int depth = is_float32(kOperand) ? 8 : 16, vector = depth / 2;
     const auto row_of = [&](const sm90::OperandFields& operand, int row, float* to) {
       for (int half = 0; half < 2; ++half) {
-        const char* from = memory_->at(
-            operand.address + row / 8 * operand.along_rows + row % 8 * 16 + half * operand.along_reduction, 16);
+        const int lines = operand.line_bytes;
+        const std::int32_t at = operand.address + row / 8 * operand.along_rows +
+                                (lines ? row % 8 * lines + half * 16 : row % 8 * 16 + half * operand.along_reduction);
+        const char* from = memory_->at(lines ? sm90::in_its_line(at, lines) : at, 16);
         for (int at = 0; at < vector; ++at) to[half * vector + at] = element<kOperand>(from, at);
       }
     };

@@ -1,15 +1,18 @@
 #include "simulator/simulator.hpp"
 #include "simulator/run_pack.hpp"
 #include "simulator/run_sum.hpp"
+#include "simulator/run_turn.hpp"
 #include "simulator/warpgroup_block.hpp"
 
 #include <algorithm>
+#include <cstring>
 #include <numeric>
 
 #include "kernel/implicit_gemm.hpp"
 #include "kernel/outer_gemm.hpp"
 #include "kernel/warpgroup_gemm.hpp"
 #include "kernel/weight_gemm.hpp"
+#include "launch/turn_plan.hpp"
 
 namespace convt::simulator {
 namespace {
@@ -23,32 +26,47 @@ void each_block(std::int64_t grid, const Schedule& schedule, Visit visit) {
   for (std::int32_t index : blocks) visit(index);
 }
 
-InputMemory input_of(const GemmParams& params, int element_bytes) {
+InputMemory input_of(const GemmPlan& plan, const GemmParams& params, int element_bytes) {
+  const auto* begin = static_cast<const char*>(params.input);
+  if (plan.way == WayIn::turned) return {begin, begin + turned_bytes(plan.turn, plan.operand)};
   std::int64_t last = (std::int64_t(params.in_channels) * params.conv_groups - 1) * params.input_strides[1];
   for (int axis = 0; axis < kTileAxes; ++axis) {
     last += (params.axes[axis].input - 1) * params.input_strides[axis == 0 ? 0 : 1 + axis];
   }
-  const auto* begin = static_cast<const char*>(params.input);
   return {begin, begin + (last + 1) * element_bytes};
 }
 
-template <TileConfig kConfig, Operand kOperand>
-void run_blocks(const GemmPlan& plan, const GemmParams& params, const Schedule& schedule, Counters& counters) {
-  if constexpr (kConfig.has(kOperand) && kConfig.grouped()) {
+template <TileConfig kConfig, Operand kOperand, WayIn kWayIn>
+void run_warpgroups(const GemmPlan& plan, const GemmLaunch& launch, const Schedule& schedule, Counters& counters) {
+  if constexpr (kConfig.has(kOperand, kWayIn)) {
+    using Kernel = WarpgroupGemm<kConfig, kOperand, kWayIn>;
+    const GemmParams& params = launch.gemm;
+    PatchCopy copy;
+    static_assert(sizeof(launch.box) <= sizeof(copy.bytes));
+    copy.group_channels = plan.group_channels;
+    std::memcpy(copy.bytes, &launch.box, sizeof(launch.box));
     each_block(plan.grid, schedule, [&](std::int32_t index) {
-      WarpgroupBlock block(index, std::int32_t(plan.grid), kConfig.groups(), kConfig.loaders() / 32,
-                           input_of(params, operand_bytes(kOperand)), params.shared.bytes, schedule, counters);
-      WarpgroupGemm<kConfig, kOperand>::run(block, params);
-    });
-  } else if constexpr (kConfig.has(kOperand)) {
-    each_block(plan.grid, schedule, [&](std::int32_t index) {
-      BlockExecutor block(index, kConfig.warps(), params.shared.bytes, schedule, counters);
-      ImplicitGemm<kConfig, kOperand>::run(block, params);
+      WarpgroupBlock block(index, std::int32_t(plan.grid), kConfig.groups(), Kernel::kLoading / 32 - 1,
+                           input_of(plan, params, operand_bytes(kOperand)), params.shared.bytes, schedule, counters);
+      Kernel::run(block, params, copy);
     });
   }
 }
 
-using Run = void (*)(const GemmPlan&, const GemmParams&, const Schedule&, Counters&);
+template <TileConfig kConfig, Operand kOperand>
+void run_blocks(const GemmPlan& plan, const GemmLaunch& launch, const Schedule& schedule, Counters& counters) {
+  if constexpr (kConfig.grouped()) {
+    (in_lines(launch.way) ? run_warpgroups<kConfig, kOperand, WayIn::boxes>
+                          : run_warpgroups<kConfig, kOperand, WayIn::gathered>)(plan, launch, schedule, counters);
+  } else if constexpr (kConfig.has(kOperand)) {
+    each_block(plan.grid, schedule, [&](std::int32_t index) {
+      BlockExecutor block(index, kConfig.warps(), launch.gemm.shared.bytes, schedule, counters);
+      ImplicitGemm<kConfig, kOperand>::run(block, launch.gemm);
+    });
+  }
+}
+
+using Run = void (*)(const GemmPlan&, const GemmLaunch&, const Schedule&, Counters&);
 
 template <TileConfig kConfig>
 Run run_of(const TileConfig& config, Operand operand) {
@@ -63,13 +81,14 @@ Run run_of(const TileConfig& config, Operand operand) {
 Counters simulate(const GemmPlan& plan, const Pointers& pointers, const Schedule& schedule) {
   const GemmLaunch launch = bind(plan, pointers);
   run_pack(plan, launch.pack, schedule.order == 1);
+  if (plan.way == WayIn::turned) run_turn(launch.turn, plan.operand, schedule.order == 1);
   Counters counters;
   for (const Run run : {
 #define CONVT_CONFIG(...) run_of<TileConfig{__VA_ARGS__}>(plan.config, plan.operand),
 #include "config/configs.def"
 #undef CONVT_CONFIG
        }) {
-    if (run != nullptr) run(plan, launch.gemm, schedule, counters);
+    if (run != nullptr) run(plan, launch, schedule, counters);
   }
   return counters;
 }

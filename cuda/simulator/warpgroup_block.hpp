@@ -1,13 +1,16 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <condition_variable>
+#include <cstring>
 #include <exception>
 #include <memory>
 #include <mutex>
 #include <thread>
 #include <utility>
 
+#include "collective/gemm_params.hpp"
 #include "simulator/group_host_warp.hpp"
 
 // Plays a warp-specialised thread block on the host: its roles (loaders, feeder, each warpgroup that multiplies) run in turns, one at
@@ -208,6 +211,26 @@ class HostGroup {
       copy();
     }
   }
+  // Every line of the box, zeros where it lies outside of the tensor.
+  void copy_box(std::int32_t offset, const PatchCopy& told, const std::int32_t (&first)[kBoxAxes], std::int32_t bytes,
+                std::int32_t barrier) {
+    PatchBox box;
+    std::memcpy(&box, told.bytes, sizeof(box));
+    if (bytes != box.bytes()) throw std::runtime_error("a tensor copy has other bytes than its barrier expects");
+    if (offset % kBoxAlignment != 0) throw std::runtime_error("a tensor copy is not aligned in shared memory");
+    if (first[0] * box.stride[0] % 16 != 0) throw std::runtime_error("a tensor copy begins at no multiple of 16 bytes");
+    std::array<std::int32_t, kBoxAxes> at;
+    std::copy(std::begin(first), std::end(first), at.begin());
+    const auto copy = [this, box, at, offset, barrier = number(barrier)] {
+      for (std::int32_t line = 0; line < box.bytes() / box.line_bytes(); ++line) copy_line(box, at, line, offset);
+      block_.barriers.arrive(barrier, 1);
+    };
+    if (block_.memory.schedule.late_copies) {
+      block_.barriers.put_off(number(barrier), copy);
+    } else {
+      copy();
+    }
+  }
   std::int32_t announced(std::int32_t offset) {
     go_on();
     return warps_[0].template load<std::int32_t>(offset);
@@ -230,6 +253,30 @@ class HostGroup {
   static constexpr int kWaits = 8;   // schedules name barriers between roles from here
 
  private:
+  void copy_line(const PatchBox& box, const std::array<std::int32_t, kBoxAxes>& first, std::int32_t line,
+                 std::int32_t offset) {
+    const char* source = box.base;
+    bool there = true;
+    for (std::int32_t axis = 1, rest = line; axis < kBoxAxes; rest /= box.count[axis++]) {
+      const std::int64_t at = first[axis] + std::int64_t(rest % box.count[axis]) * box.step[axis];
+      there = there && at >= 0 && at < box.extent[axis];
+      source += at * box.stride[axis];
+    }
+    for (std::int32_t piece = 0; piece < box.line_bytes(); piece += 16) {
+      const std::int64_t channel = first[0] + piece / box.stride[0];
+      char* const to =
+          block_.memory.at(sm90::in_its_line(offset + line * box.line_bytes() + piece, box.line_bytes()), 16);
+      if (there && channel < box.extent[0]) {
+        const char* const from = source + channel * box.stride[0];
+        if (from < block_.input.begin || from + 16 > block_.input.end) {
+          throw std::out_of_range("global memory: a tensor copy reads outside of the input");
+        }
+        std::memcpy(to, from, 16);
+      } else {
+        std::memset(to, 0, 16);
+      }
+    }
+  }
   struct Work {
     std::function<void()> run;
     bool arrives;   // at a barrier between roles

@@ -84,11 +84,17 @@ def _cuda_forward(problem: Problem, strict: bool, half: bool, channels_last: boo
     if channels_last:
         long = not _is_strided(problem) and problem.taps > 16
         if half:
-            return few <= 24 or long or _is_dilated(problem) or (problem.rank == 3 and not scattered)
+            solid = problem.rank == 3 and (not scattered or few <= 32 or problem.taps >= 27)
+            return few <= 32 or long or _is_dilated(problem) or solid
         return few <= 4 or long or _is_dilated(problem) or (problem.rank == 3 and problem.in_channels <= 64)
     if not scattered:
         return problem.taps > 1
     narrow = problem.in_channels <= (128 if problem.batch * _pixels(problem) >= 1 << 16 else 96)
+    # One tap at every output, and the result is what costs: cuDNN turns it to the input's layout once more.
+    if problem.filter == problem.stride and problem.in_channels <= 256 and (not half or few <= 128):
+        return True
+    if _is_long(problem):
+        return True
     if half and problem.rank > 1:
         return few <= 32 and (problem.rank == 2 or problem.in_channels <= 64)
     # In 1-D cuDNN has no kernel for tensor cores of some.
@@ -102,10 +108,12 @@ def _cuda_grad_input(problem: Problem, strict: bool, half: bool, channels_last: 
     if strict:
         return channels_last or not _is_strided(problem) or problem.taps >= 16 or many <= 64
     if channels_last:
-        return problem.rank == 3 and not _is_strided(problem)
+        return not _is_scattered(problem) and (problem.rank == 3 or problem.taps > 9)
     if not _is_scattered(problem):
         return problem.taps > 1
-    return problem.in_channels <= 128 and not (half and problem.rank == 3)
+    if _is_long(problem):
+        return True
+    return problem.in_channels <= 128 and not (half and problem.rank == 3 and problem.in_channels > 64)
 
 
 def _cuda_grad_weight(problem: Problem, strict: bool, half: bool, channels_last: bool) -> bool:
@@ -135,6 +143,12 @@ def _pixels(problem: Problem) -> int:
 def _pairs(problem: Problem) -> int:
     """Input by output channels of a group."""
     return problem.in_channels // problem.groups * (problem.out_channels // problem.groups)
+
+
+def _is_long(problem: Problem) -> bool:
+    """Many pixels of a signal, and of many channels, which cuDNN turns; phases that leave side by side."""
+    pixels = problem.batch * _pixels(problem)
+    return problem.rank == 1 and 128 < problem.in_channels <= 384 and pixels >= 1 << 14 and problem.stride[0] % 2 == 0
 
 
 def _is_strided(problem: Problem) -> bool:

@@ -3,6 +3,7 @@
 #include <limits>
 
 #include "launch/gemm_search.hpp"
+#include "launch/turn_plan.hpp"
 
 using namespace convt;
 
@@ -18,7 +19,8 @@ void complain(const char* what, const GemmWork& work, double told, double exact)
 
 std::vector<TileBox> boxes_of(const GemmWork& work, const Positions& q, const std::vector<BlockShifts>& blocks) {
   const int pixels = work.config.pixels;
-  return work.config.grouped() ? packed_boxes(pixels, q, packing_of(blocks, even_positions(work))) : boxes(pixels, q);
+  return work.config.grouped() ? packed_boxes(pixels, q, packing_of(work.shape, blocks, even_positions(work), work.way))
+                               : boxes(pixels, q);
 }
 
 void compare(const GemmWork& work, GemmSearch& search) {
@@ -27,7 +29,7 @@ void compare(const GemmWork& work, GemmSearch& search) {
   for (const Origins& origin : origins_of(work.shape)) {
     const Positions q = positions_of(work.shape, origin);
     for (const std::int32_t channels : channel_blocks(work)) {
-      const auto blocks = block_shifts(work.shape, origin, rows_of(work), channels);
+      const auto blocks = block_shifts(work.shape, origin, rows_of(work), channels, work.way);
       const TileFloor floor(work, blocks, channels);
       for (const TileBox& box : boxes_of(work, q, blocks)) {
         double count = 1;
@@ -102,7 +104,11 @@ int main() {
           for (const Operand operand : {Operand::tf32, Operand::ieee, Operand::bfloat16}) {
             for (const DeviceTraits& device : {DeviceTraits{}, small}) {
               const int fitting = config.has(operand) ? blocks_that_fit(config, operand, device) : 0;
-              if (fitting > 0) compare(gemm_work(search.shape(), device, config, operand, fitting), search);
+              if (fitting == 0) continue;
+              compare(gemm_work(search.shape(), device, config, operand, fitting), search);
+              if (!comes_turned(search.shape(), config, operand)) continue;
+              const GemmShape turned = turned_shape(search.shape(), config, operand);
+              compare(gemm_work(turned, device, config, operand, fitting, WayIn::turned), search);
             }
           }
         }

@@ -18,7 +18,12 @@ COMPILER = next((name for name in ("g++", "clang++") if shutil.which(name)), Non
 def test_the_search_finds_what_costing_every_candidate_finds(tmp_path):
     program = tmp_path / "exhaustive"
     launch = CUDA / "launch"
-    sources = [HERE / "gemm_search_exhaustive.cpp", launch / "pack_plan.cpp", *launch.glob("gemm_*.cpp")]
+    sources = [
+        HERE / "gemm_search_exhaustive.cpp",
+        launch / "pack_plan.cpp",
+        launch / "turn_plan.cpp",
+        *launch.glob("gemm_*.cpp"),
+    ]
     command = [COMPILER, "-std=c++20", "-O2", f"-I{CUDA}", *map(str, sources), "-o", str(program)]
     made = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert made.returncode == 0, made.stderr

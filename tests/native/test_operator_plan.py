@@ -151,8 +151,10 @@ def test_a_halo_without_room_is_refused_by_warpgroups_alone():
 @pytest.mark.parametrize("name", GROUPED)
 def test_warpgroups_and_as_many_that_load_take_tile_after_tile(name):
     """128 threads each; as many thread blocks as fit the GPU, and no more. Sums are whole."""
-    told = cuda_plan(DENSE, torch.bfloat16, kernel=name).explain()
-    assert told["threads"] == 256 * int(name[-1]) and told["split"] == 1
+    gathered = cuda_plan(DENSE, torch.bfloat16, kernel=name, device={"tensor_copies": 0}).explain()
+    assert gathered["way_in"] == "gathered" and gathered["threads"] == 256 * int(name[-1])
+    told = cuda_plan(DENSE, torch.bfloat16, kernel=name, channels_last=True).explain()
+    assert told["way_in"] == "boxes" and told["threads"] == 128 * int(name[-1]) + 128 and told["split"] == 1
     tiles = math.prod(told["tiles"].values()) * told["phase_blocks"] * told["channel_blocks"]
     blocks = 2 if told["threads"] == 256 else 1
     assert told["grid"] <= min(tiles, 132 * blocks)

@@ -56,7 +56,7 @@ AMONG_ROLES = {
     "PatchEmpty": "the products that read a patch from the stores that take its place",
     "Left": "the staged output of a tile from patches and slabs of the next one",
 }
-PATCH_STAGES = 2  # kPatchStages of cuda/config/tile_config.hpp
+PATCH_STAGES, MOST_PATCH_STAGES = 2, 4  # kPatchStages and kMostPatchStages of cuda/config/tile_config.hpp
 
 
 def barriers(kernel: str = "implicit_gemm") -> dict[str, int]:
@@ -65,7 +65,7 @@ def barriers(kernel: str = "implicit_gemm") -> dict[str, int]:
     return {name: int(value) for name, value in re.findall(r"\bk(\w+?)Barrier = (\d+);", text)}
 
 
-def waits(config: str) -> dict[str, tuple[int, ...]]:
+def waits(config: str, patch_stages: int = PATCH_STAGES) -> dict[str, tuple[int, ...]]:
     """Numbers of the barriers between roles by name: of the first stage, and of the last."""
     lines = re.findall(r"^CONVT_CONFIG\((.*)\)$", (KERNELS.parent / "config" / "configs.def").read_text(), re.MULTILINE)
     stages = int(lines[CONFIGS.index(config)].split(",")[5])
@@ -73,9 +73,9 @@ def waits(config: str) -> dict[str, tuple[int, ...]]:
     (declared,) = re.findall(r"static constexpr int (kFilterFull = .*?);", text, re.DOTALL)
     first: dict[str, int] = {}
     for name, value in re.findall(r"(\w+) = ([^,]+)", declared):
-        first[name] = eval(value, {"kStages": stages, "kPatchStages": PATCH_STAGES}, first)
+        first[name] = eval(value, {"kStages": stages, "kMostPatchStages": MOST_PATCH_STAGES}, first)
     of_roles = int(re.search(r"kWaits = (\d+);", (KERNELS.parent / "simulator" / "warpgroup_block.hpp").read_text())[1])
-    last = {"Filter": stages - 1, "Patch": PATCH_STAGES - 1}
+    last = {"Filter": stages - 1, "Patch": patch_stages - 1}
     return {
         name[1:]: tuple(of_roles + at + more for more in {0, last.get(re.match(r"k(Filter|Patch|)", name)[1], 0)})
         for name, at in first.items()
@@ -119,14 +119,21 @@ def test_without_a_barrier(config, operand, barrier):
     assert any(shows(call, barriers()[barrier]) for call in calls), f"not needed: {BARRIERS[barrier]}"
 
 
-def several_tiles(config: str, operand: str, staged: bool, chunks: int = 3, taps: int = 5) -> Call:
+# How patches come to shared memory: through registers, or as copies from an input that was turned to suit them.
+WAYS_IN = {"gathered": {"tensor_copies": 0}, "turned": {"tensor_copies": 2}}
+
+
+def several_tiles(
+    config: str, operand: str, staged: bool, chunks: int = 3, taps: int = 5, way: str = "gathered"
+) -> Call:
     """A few tiles for each of a multiprocessor's thread blocks, of more patches and slabs than there are stages."""
     rows, pixels, planes = map(int, re.match(r"(\d+)x(\d+)p(\d+)", config).groups())
     channels = chunks * planes * OPERANDS[operand].vector
     outputs, stride = (rows // 2, 2) if staged else (rows, 1)
     wanted = problem(1, (channels, outputs), (5 * pixels,), taps, stride)
     # Neither rows nor pixels of such an output are contiguous.
-    call = Call(config, wanted, operand, Layouts(output=sliced) if staged else Layouts(), device=WHOLE)
+    call = Call(config, wanted, operand, Layouts(output=sliced) if staged else Layouts(), device=WHOLE | WAYS_IN[way])
+    assert call.told["way_in"] == way
     assert (call.told["way_out"] == "staged") == staged
     assert math.prod(call.told["tiles"].values()) > 2 * call.told["grid"] and call.told["chunks"] > PATCH_STAGES
     return call
@@ -144,21 +151,26 @@ def test_without_a_barrier_among_warpgroups(config, name):
     operand = turn(config, name)
     if name == "Table":  # a single step, whose late warps nobody has awaited, of a tile whose places all warps find
         rows, pixels = map(int, re.match(r"(\d+)x(\d+)p", config).groups())
-        call = Call(config, problem(1, (4, rows), (2 * pixels,), 1), operand, device=WHOLE)
+        call = Call(config, problem(1, (4, rows), (2 * pixels,), 1), operand, device=WHOLE | WAYS_IN["gathered"])
         assert call.told["tile"]["w"] == pixels
     else:
         call = several_tiles(config, operand, True, taps=9)
     assert shows(call, barriers("warpgroup_gemm")[name]), f"not needed: {AMONG_WARPGROUPS[name]}"
 
 
+@pytest.mark.parametrize("way", WAYS_IN)
 @pytest.mark.parametrize("name", AMONG_ROLES)
 @pytest.mark.parametrize("config", GROUPED)
-def test_without_waiting_for_another_role(config, name):
+def test_without_waiting_for_another_role(config, name, way):
     operand = turn(config, name)
-    for number in waits(config)[name]:
-        # What comes next in a stage may be the same, or may be late anyhow: other problems show it.
-        calls = (several_tiles(config, operand, name == "Left", *sizes) for sizes in ((3, 5), (5, 2), (3, 7), (5, 4)))
-        assert any(shows(call, number) for call in calls), f"{number} not needed: {AMONG_ROLES[name]}"
+    # What comes next in a stage may be the same, or may be late anyhow: other problems show it. Patches of few steps
+    # have more stages.
+    sizes = ((3, 5), (5, 2), (3, 7), (5, 4), (9, 1), (7, 2), (4, 3), (6, 1), (5, 9))
+    calls = [several_tiles(config, operand, name == "Left", *size, way) for size in sizes]
+    for stages in {call.told["patch_stages"] for call in calls} if name.startswith("Patch") else {PATCH_STAGES}:
+        for number in waits(config, stages)[name]:
+            of_stages = (call for call in calls if not name.startswith("Patch") or call.told["patch_stages"] == stages)
+            assert any(shows(call, number) for call in of_stages), f"{number} not needed: {AMONG_ROLES[name]}"
 
 
 @pytest.mark.parametrize("config", WARPS)

@@ -221,6 +221,11 @@ def innermost(gemm: Gemm) -> int:
     return int(re.search(r"InnermostE(\d)E", gemm.function.name)[1])
 
 
+def way_in(gemm: Gemm) -> int:
+    """0 where patches are gathered, 1 where they come in boxes."""
+    return int(re.search(r"WayInE(\d)E", gemm.function.name)[1])
+
+
 def architectures() -> set[str]:
     built = _C.build_info()["cuda_architectures"].split(", ")
     return {f"sm_{name.removesuffix('-real')}" for name in built if name.endswith("-real")}
@@ -232,7 +237,9 @@ def test_every_configuration_is_there(gemms, every_warpgroup_gemm, weight_gemms,
     assert architectures() >= {"sm_80", HOPPER}
     along_pixels, along_channels = ([gemm for gemm in every_outer_gemm if innermost(gemm) == at] for at in (0, 1))
     assert Counter(map(str, along_pixels)) == Counter(map(str, along_channels))
-    made = [*gemms, *every_warpgroup_gemm] if operator == "forward" else [*weight_gemms, *along_pixels]
+    gathered, boxes = ([gemm for gemm in every_warpgroup_gemm if way_in(gemm) == at] for at in (0, 1))
+    assert Counter(map(str, gathered)) == Counter(map(str, boxes))
+    made = [*gemms, *gathered] if operator == "forward" else [*weight_gemms, *along_pixels]
     found = Counter((gemm.function.architecture, gemm.operand) for gemm in made)
     legal = {operand: len(_C.cuda_configs(operator, operand)) for operand in OPERANDS}
     assert found == {(name, operand): count for name in architectures() for operand, count in legal.items()}
@@ -314,17 +321,21 @@ def test_warpgroups_turn_channels(warpgroup_gemms):
 
 
 def test_warpgroups_share_out_registers(warpgroup_gemms):
-    """Those who load give registers away to those who multiply; the filter comes by bulk copies."""
-    text = (ROOT / "cuda" / "kernel" / "warpgroup_gemm.hpp").read_text()
-    counts = [int(re.search(rf"k{role}Registers = (\d+)", text)[1]) for role in ("Loader", "Consumer")]
+    """Those who load give registers away to those who multiply; bulk copies fetch the filter, tensor copies boxes."""
+    text = (ROOT / "cuda" / "config" / "tile_config.hpp").read_text()
+    of_boxes, gathering = map(int, re.search(r"in_lines\(way\) \? (\d+) : (\d+);", text).groups())
     for gemm in warpgroup_gemms:
-        function = gemm.function
+        function, boxes = gemm.function, way_in(gemm)
         shares = [line for line in function.grouped if line.startswith("USETMAXREG")]
-        loaders, consumers = (f"{count:#x}" for count in counts)
-        assert len(shares) == 2 and any(re.search(rf"DEALLOC\S* {loaders}$", line) for line in shares), shares
-        assert any(re.search(rf"ALLOC\S* UP\d, {consumers}$", line) for line in shares), shares
-        assert function.registers == 128 == sum(counts) // 2, f"{gemm}: {function.registers} registers"
+        multiplying = 32 * gemm.config["warps_m"] * gemm.config["warps_n"]
+        beside, loaders = (128, of_boxes) if boxes else (multiplying, gathering)
+        launched = REGISTERS // gemm.config["blocks"] // (multiplying + beside) // 8 * 8
+        consumers = (launched * (multiplying + beside) - beside * loaders) // multiplying // 8 * 8
+        assert len(shares) == 2 and any(re.search(rf"DEALLOC\S* {loaders:#x}$", line) for line in shares), shares
+        assert any(re.search(rf"ALLOC\S* UP\d, {consumers:#x}$", line) for line in shares), shares
+        assert function.registers == launched, f"{gemm}: {function.registers} registers"
         assert function.count("UBLKCP") == 1, f"{gemm}: {function.opcodes}"
+        assert function.count("UTMALDG") == boxes, f"{gemm}: {function.opcodes}"
         assert not function.count("LDGSTS") and not function.count("LDSM"), f"{gemm}: {function.opcodes}"
 
 

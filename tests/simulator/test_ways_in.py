@@ -1,0 +1,138 @@
+"""How patches of warpgroups come to shared memory: gathered, as boxes of the tensor, or of an input that was turned."""
+
+from __future__ import annotations
+
+import pytest
+
+from simulated import (
+    GROUPED,
+    LAYOUTS,
+    OPERANDS,
+    RESULTS,
+    Call,
+    Layouts,
+    channels_last,
+    contiguous,
+    operands_of,
+    planned,
+    problem,
+    sliced,
+)
+
+pytestmark = pytest.mark.simulator
+
+# What makes a plan take each of them: a GPU without tensor copies, and one that takes them wherever it can.
+GATHERED, TURNED = {"tensor_copies": 0}, {"tensor_copies": 2}
+INNERMOST = Layouts(channels_last, channels_last, channels_last, 1)
+SIXTEEN_BITS = tuple(name for name, operand in OPERANDS.items() if operand.dtype.itemsize == 2)
+
+# In whole vectors of 16-bit channels; of other numbers.
+WHOLE = {
+    "k3": problem(2, (64, 24), (9, 11), 3, 1, 1),
+    "k4s2": problem(1, (64, 16), (9, 10), 4, 2, 1),
+    "k3s2": problem(1, (40, 64), (7, 8), 3, 2, 1, 1),
+    "3d": problem(1, (16, 16), (4, 5, 6), 3, 2, 1, 1),
+    "chunks": problem(1, (72, 40), (3, 5, 6), (2, 3, 3), 1, 1),
+    "groups": problem(2, (128, 128), (8, 9), 3, 1, 0, groups=2),
+    "1d": problem(1, (24, 8), (40,), 5, 3, 2),
+    "dilated": problem(1, (64, 64), (7, 9), 3, 1, 2, dilation=2),
+    "images": problem(33, (8, 8), (5,), 2, 2),
+    "s8": problem(1, (64, 32), (9, 17), (4, 9), (4, 8), (0, 3)),
+}
+ODD = {
+    "k4s2": problem(1, (63, 17), (9, 10), 4, 2, 1),
+    "rgb": problem(1, (3, 3), (4, 5, 6), 3, 2, 1, 1),
+    "groups": problem(2, (45, 30), (8, 9), 3, 1, 0, groups=3),
+    "one": problem(5, (1, 1), (77,), 4, 3),
+    "wide": problem(1, (33, 40), (9, 17), (4, 9), (4, 8), (0, 3)),
+}
+
+
+def at(*names: str) -> int:
+    """A number that changes with the names."""
+    return sum(map(ord, "".join(names)))
+
+
+@pytest.mark.parametrize("operator", ["forward", "grad_input"])
+@pytest.mark.parametrize("name", WHOLE)
+@pytest.mark.parametrize("config", GROUPED)
+def test_boxes(config, name, operator):
+    number = at(config, name, operator)
+    operand = SIXTEEN_BITS[number % 2]
+    made = Call(config, WHOLE[name], operand, INNERMOST, None, 0, operator)
+    assert made.told["way_in"] == "boxes"
+    made.check(number, 2)
+    # The same plan, of tensors that begin anywhere: no copy takes them.
+    moved = Call(
+        config, WHOLE[name], operand, Layouts(channels_last, contiguous, channels_last, 1, 1), None, 0, operator
+    )
+    assert moved.told["way_in"] == "boxes"
+    moved.check(number + 1, 1)
+
+
+@pytest.mark.parametrize("operator", ["forward", "grad_input"])
+@pytest.mark.parametrize("name", [*WHOLE, *(f"odd-{name}" for name in ODD)])
+@pytest.mark.parametrize("config", GROUPED)
+def test_turned_and_gathered(config, name, operator):
+    """From every layout, rounded or not, with zeros between groups and beyond the last channel."""
+    wanted = ODD[name[4:]] if name.startswith("odd-") else WHOLE[name]
+    number = at(config, name, operator)
+    operands = operands_of(config)
+    operand = operands[number % len(operands)]
+    for device, ways in ((TURNED, {"turned", "boxes"}), (GATHERED, {"gathered"})):
+        made = planned(config, wanted, operand, LAYOUTS[number % len(LAYOUTS)], device, 0, operator)
+        if made is None:  # the halo of all W phases side by side
+            assert device is GATHERED
+            continue
+        assert made.told["way_in"] in ways
+        made.check(number, 1)
+
+
+@pytest.mark.parametrize("operator", ["forward", "grad_input"])
+@pytest.mark.parametrize("layout", range(len(LAYOUTS)))
+def test_all_layouts_are_turned(layout, operator):
+    wanted = problem(2, (37, 21), (11, 13), 3, 2, 1)
+    for operand in operands_of(GROUPED[0]):
+        made = Call(GROUPED[0], wanted, operand, LAYOUTS[layout], TURNED, 1, operator)
+        assert made.told["way_in"] == "turned"
+        made.check(layout, 2)
+
+
+@pytest.mark.parametrize("config", GROUPED)
+def test_columns_that_are_dropped_are_read_nearby(config):
+    """Patches of few pixels, in shared memory that ends soon after the last of them."""
+    wanted = problem(64, (32, 32), (4, 4), 2, 2)
+    made = Call(config, wanted, "bfloat16", INNERMOST, {"multiprocessors": 132}, 0, "grad_input")
+    assert made.told["way_in"] == "boxes" and made.told["patch_stages"] > 2
+    made.check(1, 1)
+
+
+def test_what_comes_in_boxes():
+    def way(wanted, operand="bfloat16", layouts=INNERMOST, operator="forward", device=None):
+        return Call("64x256p4g1", wanted, operand, layouts, device, 0, operator).told["way_in"]
+
+    plain = WHOLE["k3"]
+    assert way(plain) == "boxes"
+    assert way(plain, device=GATHERED) == "gathered"
+    assert way(plain, "tf32", device=TURNED) == "turned", "nothing would round its operands"
+    assert way(plain, layouts=Layouts(), device=TURNED) == "turned"
+    assert way(plain, layouts=Layouts(sliced, contiguous, channels_last, 1), device=TURNED) == "turned"
+    assert way(ODD["k4s2"], device=TURNED) == "turned", "half a vector"
+    assert way(problem(1, (48, 32), (8, 9), 3, groups=2), device=TURNED) == "turned", "a box would reach the next group"
+    far = problem(1, (32, 32), (6, 6), 9, 9)  # copies take every eighth pixel at most
+    assert way(far) == "boxes" and way(far, operator="grad_input") == "gathered"
+
+
+@pytest.mark.parametrize("operator", ["forward", "grad_input"])
+def test_a_turned_input_is_in_the_workspace(operator):
+    """And nothing else grows."""
+    made, without = (
+        Call("64x256p8g1", WHOLE["k3"], "bfloat16", Layouts(), device, 0, operator) for device in (TURNED, GATHERED)
+    )
+    read = next(
+        tensor for name, tensor in made.read.items() if name in ("input", "output") and name != RESULTS[operator]
+    )
+    pixels = read.numel() // read.shape[1]
+    turned = pixels * -(-read.shape[1] // 8) * 16
+    assert turned <= made.plan.workspace_bytes - without.plan.workspace_bytes + 4096
+    assert made.plan.workspace_bytes <= turned + 2 * without.plan.workspace_bytes
