@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -195,6 +195,7 @@ def _rows(facts: dict[str, Any]) -> dict[str, str | None]:
         "origin": None if facts.get("origin") is None else _words(facts["origin"]),
         "kernel": f"{facts['kernel']} {facts['config']}",
         "tile": None if not facts.get("tile") else _words(facts["tile"]),
+        "way in": _way_in(facts),
         "way out": facts.get("way_out"),
         "split": None if facts.get("split") is None else _words(facts["split"]),
         "grid": None if facts.get("grid") is None else f"{_words(facts['grid'])} x {facts.get('threads')} threads",
@@ -208,6 +209,12 @@ def _rows(facts: dict[str, Any]) -> dict[str, str | None]:
         "terms": None if not facts.get("terms_us") else _terms(facts["terms_us"]),
     }
     return rows
+
+
+def _way_in(facts: Mapping[str, Any]) -> str | None:
+    """How patches come to shared memory, and how many of them at a time (docs/ways_in.md)."""
+    way = facts.get("way_in")
+    return None if way is None else f"{way}, {facts['patch_stages']} patches at a time"
 
 
 def _words(value: Any) -> str:

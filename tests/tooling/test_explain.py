@@ -1,6 +1,7 @@
 """convt explain: without a GPU, for any GPU, as tables and as JSON."""
 
 import json
+import re
 
 import pytest
 
@@ -82,6 +83,15 @@ def test_a_forced_configuration(capsys):
             assert json.loads(printed.out)["config"] == name
         else:
             assert code == 2 and printed.err.startswith("convt: ")
+
+
+@pytest.mark.parametrize("layout", ("contiguous", "channels_last"))
+def test_how_patches_come_to_shared_memory(capsys, layout):
+    arguments = *LAYER, "--dtype", "bfloat16", "--layout", layout, "--config", "64x256p8g1"
+    way = facts(capsys, *arguments)["way_in"]
+    assert way == "boxes" if layout == "channels_last" else way in ("gathered", "turned")
+    assert cli.main(["explain", *arguments]) == 0
+    assert re.search(rf"way in +{way}, \d patches at a time", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize("operator", ("grad_input", "grad_weight"))

@@ -90,8 +90,7 @@ def test_losses_follow_pytorchs(kernels, device, mode, name):
     exact, terms = losses(task, batches, device, dtype=torch.float64)
     theirs, _ = losses(task, batches, device, mode=mode)
     draws = [theirs] + [
-        losses(task, stirred(batches, seed), device, mode=mode)[0]
-        for seed in range(8 if device == "cuda" else 0)
+        losses(task, stirred(batches, seed), device, mode=mode)[0] for seed in range(8 if device == "cuda" else 0)
     ]
     with convt.backend("native"):
         assert not any(kernels.values())
