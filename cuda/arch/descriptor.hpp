@@ -16,7 +16,7 @@ CONVT_HOST_DEVICE inline std::uint64_t operand_at(std::uint32_t address, std::ui
 // In lines of 128 or 64 bytes, of which eight lie one behind the other, eight further ones behind those. Where the reduction runs along
 // lines, they are rows; where it runs across, rows beyond a line's are `pitch` on. The vectors of a line change places: bits 4 to 6 of
 // an address are those and bits 7 to 9, one or the other; of 64 bytes, bits 4 and 5 and bits 7 and 8. So of the address itself, wherever
-// the operand begins: any line may be its first (docs/warpgroups.md).
+// the operand begins: any line may be its first (docs/ways_in.md).
 CONVT_HOST_DEVICE inline std::uint64_t operand_in_lines(std::uint32_t address, std::uint32_t pitch,
                                                         int line_bytes = 128) {
   return std::uint64_t(line_bytes == 128 ? 1 : 2) << 62 | std::uint64_t(line_bytes / 2) << 32 | (address & 0x3fffu) |
