@@ -250,28 +250,32 @@ std::variant<GemmPlan, std::string> plan_gemm(const Request& request, const Devi
   if (fitting == 0) return "needs more shared memory than this GPU gives a thread block";
   const GemmShape& shape = search.shape();
   const GemmShape turned = config.grouped() ? turned_shape(shape, config, operand) : shape;
-  std::optional<GemmChoice> best;
-  WayIn best_way = WayIn::gathered;
   const auto work_in = [&](WayIn way) {
     return gemm_work(way == WayIn::turned ? turned : shape, device, config, operand, fitting, way);
   };
-  bool strided = false;
-  for (const GemmShape::Along& along : shape.axes) strided = strided || along.stride * along.step > 1;
-  // What comes in boxes as it lies comes so; gathering and turning are weighed.
-  const bool boxed = device.tensor_copies > 0 && comes_in_boxes(shape, config, operand);
-  for (const WayIn way : {WayIn::boxes, WayIn::turned, WayIn::gathered}) {
-    if (way == WayIn::boxes ? !boxed : best && (best_way == WayIn::boxes || device.tensor_copies > 1)) continue;
-    if (way == WayIn::turned && (boxed || device.tensor_copies == 0 || !comes_turned(shape, config, operand))) continue;
+  std::optional<GemmChoice> best;
+  WayIn best_way = WayIn::gathered;
+  const auto weigh = [&](WayIn way) {
     auto choice = search.best(work_in(way));
     if (choice && way == WayIn::turned) {
       choice->cost.total += turning_time(shape, config, operand, device);
+      bool strided = false;
+      for (const GemmShape::Along& along : shape.axes) strided = strided || along.stride * along.step > 1;
       // Without strides gathering is better than the model has it, and takes no memory (H200).
       if (!strided) choice->cost.total *= 1.15;
     }
-    if (!choice || (best && best->cost.total <= choice->cost.total)) continue;
+    if (!choice || (best && best->cost.total <= choice->cost.total)) return;
     best = choice;
     best_way = way;
+  };
+  // What can come in boxes as it lies comes so; gathering and turning are weighed.
+  const bool copies = device.tensor_copies > 0, boxed = copies && comes_in_boxes(shape, config, operand);
+  if (boxed) {
+    weigh(WayIn::boxes);
+  } else if (copies && comes_turned(shape, config, operand)) {
+    weigh(WayIn::turned);
   }
+  if (!best || (!boxed && device.tensor_copies == 1)) weigh(WayIn::gathered);
   if (best) return build(work_in(best_way), *best, request);
   return "no tile's patch fits shared memory";
 }
