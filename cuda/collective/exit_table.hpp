@@ -4,6 +4,27 @@
 
 namespace convt {
 
+// Digits of a position along an axis whose output pixels of a phase exist: from `low` to before `high`, of those that a tile has.
+struct ExitDigits {
+  std::int32_t low, high;
+};
+// `begin`: the pixel of digit 0.
+CONVT_HOST_DEVICE inline ExitDigits existing_digits(const TileAxis& along, std::int64_t begin, std::int32_t count) {
+  const std::int64_t left = along.output - begin;
+  ExitDigits digits{begin < 0 ? along.by_stride.quotient(std::int32_t(along.stride - 1 - begin)) : 0, count};
+  if (left < std::int64_t(count) * along.stride) {
+    digits.high = left > 0 ? along.by_stride.quotient(std::int32_t(left + along.stride - 1)) : 0;
+  }
+  return digits;
+}
+
+// Two digits of 16 bits at a time: at least `low` and below `high - kExitOffset` where the result is kExitTops. They borrow nothing
+// of each other.
+inline constexpr std::uint32_t kExitTops = 0x80008000u, kExitOffset = 0x7fff7fffu;
+CONVT_HOST_DEVICE inline std::uint32_t tops_within(std::uint32_t digits, std::uint32_t low, std::uint32_t high) {
+  return ((digits | kExitTops) - low) & (high - digits) & kExitTops;
+}
+
 // Where pairs of positions of a tile of warpgroups go: found once, for all tiles.
 template <TileConfig kConfig, Operand kOperand>
 struct ExitTable {

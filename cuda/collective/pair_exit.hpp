@@ -16,6 +16,7 @@ struct PairExit {
   static constexpr int kSlice = 128 / kBytes;          // pixels
   static constexpr int kAcross = kSlice / 2;           // lanes along a row
   static constexpr int kTogether = 32 / kAcross;       // rows that a warp stores at a time
+  static constexpr int kBatch = 8;                     // words that a lane loads before it stores any
   static constexpr int kPitch = 128 + kExitPadding * kBytes;   // bytes of a row: lanes meet in no bank
   static_assert(kMmaRows * kPitch <= kExitBytes);
 
@@ -37,7 +38,6 @@ struct PairExit {
     }
     char* const base = static_cast<char*>(params.output) + origin * kBytes;
     const std::int64_t channel_bytes = params.output_strides[1] * kBytes;
-    const bool pairs = params.way_out == WayOut::pairs;
     const std::int32_t own = params.shared.slices + warp.index() * kExitBytes;
 
     Lanes<float, kLanes> bias[2];
@@ -79,18 +79,26 @@ struct PairExit {
         }
         char* target = base + exit.offset + lane / kAcross * channel_bytes;
         const std::int32_t from = own + lane / kAcross * kPitch + lane % kAcross * std::int32_t(sizeof(Word));
+        // Rows of which this lane stores a pair, its first and its second.
+        const std::int32_t rows = channels - lane / kAcross;
+        const bool both = params.way_out == WayOut::pairs && count > 1;
+        const std::int32_t pairs = both ? rows : 0, lows = !both && count > 0 ? rows : 0,
+                           highs = !both && count > 1 ? rows : 0;
 #pragma unroll
-        for (int row = 0; row < kMmaRows; row += kTogether) {
-          const Word word = warp.template load<Word>(from + row * kPitch);
-          if (row + lane / kAcross < channels) {
-            if (pairs && count > 1) {
-              warp.store_global_pair(target, word);
-            } else {
-              if (count > 0) store_half(warp, target, word);
-              if (count > 1) store_half(warp, target + kBytes, word >> (8 * kBytes));
-            }
+        for (int first = 0; first < kMmaRows; first += kBatch * kTogether) {
+          Word word[kBatch];
+#pragma unroll
+          for (int at = 0; at < kBatch; ++at) {
+            word[at] = warp.template load<Word>(from + (first + at * kTogether) * kPitch);
           }
-          target += kTogether * channel_bytes;
+#pragma unroll
+          for (int at = 0; at < kBatch; ++at) {
+            const int row = first + at * kTogether;
+            if (row < pairs) warp.store_global_pair(target, word[at]);
+            if (row < lows) store_half(warp, target, word[at]);
+            if (row < highs) store_half(warp, target + kBytes, word[at] >> (8 * kBytes));
+            target += kTogether * channel_bytes;
+          }
         }
       });
       warp.sync();

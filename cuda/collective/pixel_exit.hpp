@@ -157,7 +157,7 @@ struct PixelExit {
   CONVT_HOST_DEVICE static Piece piece_of(Warp& warp, const GemmParams& params, const Tile& tile,
                                           const PhaseBlock& block, std::int32_t row, std::int32_t odd) {
     const Place place = place_of(params, tile, block, row);
-    Piece piece{nullptr, 0, 0x7fff7fffu - odd, 0, 0x7fff7fffu, 16};
+    Piece piece{nullptr, 0, kExitOffset - odd, 0, kExitOffset, 16};
     if (place.channels == 0) return piece;
     const std::int32_t phase =
         warp.template global<std::int32_t>(params.tables + params.table.phases + (block.first_phase + place.slot) * 4);
@@ -173,12 +173,9 @@ struct PixelExit {
       const std::int64_t begin = along.stride * tile.q[axis] + along.by_stride.remainder(rest, outer) - along.origin;
       rest = outer;
       origin += begin * params.output_strides[1 + axis];
-      const std::int64_t left = along.output - begin;
-      low[axis] = begin < 0 ? along.by_stride.quotient(std::int32_t(along.stride - 1 - begin)) : 0;
-      high[axis] = tile.count[axis];
-      if (left < std::int64_t(high[axis]) * along.stride) {
-        high[axis] = left > 0 ? along.by_stride.quotient(std::int32_t(left + along.stride - 1)) : 0;
-      }
+      const ExitDigits digits = existing_digits(along, begin, tile.count[axis]);
+      low[axis] = digits.low;
+      high[axis] = digits.high;
     }
     piece.target =
         static_cast<char*>(params.output) + (origin + odd * params.axes[3].stride * params.output_strides[4]) * kBytes;
@@ -190,12 +187,9 @@ struct PixelExit {
     return piece;
   }
 
-  // Whether all digits are at least `low` and below `high - 0x7fff`: fields of 16 bits that borrow nothing of each other.
   CONVT_HOST_DEVICE static bool inside(const Piece& piece, const ExitPair& exit) {
-    constexpr std::uint32_t kTops = 0x80008000u;
-    const std::uint32_t hw = std::uint32_t(exit.hw), nd = std::uint32_t(exit.nd);
-    return (((hw | kTops) - piece.low_hw) & (piece.high_hw - hw) & ((nd | kTops) - piece.low_nd) &
-            (piece.high_nd - nd) & kTops) == kTops;
+    return (tops_within(std::uint32_t(exit.hw), piece.low_hw, piece.high_hw) &
+            tops_within(std::uint32_t(exit.nd), piece.low_nd, piece.high_nd)) == kExitTops;
   }
 
   template <class Warp>

@@ -122,12 +122,10 @@ bool leaves_by_pixels(const GemmShape& shape, const TileConfig& config) {
   return config.grouped() && shape.stores_along_channels() && reaches_all_phases(shape);
 }
 
-bool leaves_by_rows(const GemmShape& shape, const TileConfig& config, std::int32_t element_bytes) {
+bool leaves_by_rows(const GemmShape& shape, const TileConfig& config) {
   const bool phases = shape.axes[0].stride * shape.axes[1].stride * shape.axes[2].stride > 1;
-  constexpr std::int32_t narrowest =
-      4;   // bytes of a store: by twos the way through the pipeline's memory is faster (H200)
   return config.grouped() && phases && shape.output[4] == 1 && shape.axes[2].stride <= kMmaRows &&
-         aligned_bytes(shape, element_bytes) >= narrowest && reaches_all_phases(shape);
+         reaches_all_phases(shape);
 }
 
 GemmWork gemm_work(const GemmShape& shape, const DeviceTraits& device, const TileConfig& config, Operand operand,
@@ -142,7 +140,7 @@ GemmWork gemm_work(const GemmShape& shape, const DeviceTraits& device, const Til
           pixel_capacity(config, operand, device, blocks, interleaved, way),
           tensor_bytes(shape.problem, bytes),
           leaves_by_pixels(shape, config),
-          leaves_by_rows(shape, config, bytes),
+          leaves_by_rows(shape, config),
           way};
 }
 

@@ -57,8 +57,8 @@ WayOut way_out(const GemmWork& work, const TileBox& box, std::int32_t block_chan
 
 // Whether warpgroups may store along channels, what a block of whole vectors of channels needs beside: a tap at every phase.
 bool leaves_by_pixels(const GemmShape& shape, const TileConfig& config);
-// Whether they may store whole rows of W phases: no more than a row tile has rows, a tap at every phase, and stores of 4 bytes or more.
-bool leaves_by_rows(const GemmShape& shape, const TileConfig& config, std::int32_t element_bytes);
+// Whether they may store whole rows of W phases: no more than a row tile has rows, and a tap at every phase.
+bool leaves_by_rows(const GemmShape& shape, const TileConfig& config);
 // Bytes of the widest stores, at most 16, for which all rows of the output are aligned, or all pixels, if they begin where the first does.
 std::int32_t aligned_bytes(const GemmShape& shape, std::int32_t element_bytes);
 
