@@ -335,11 +335,14 @@ GemmCost cost_in(const GemmWork& work, const TileWork& tile, const TileWork& fir
   return cost;
 }
 
+// Of a last wave that is but a few thread blocks. Those of warpgroups take tile after tile: one more is all of it.
+double forgiven(const GemmWork& work) { return work.config.grouped() ? 0 : 0.15; }
+
 }  // namespace
 
 GemmCost cost_of(const GemmWork& work, const TileWork& tile, const Launch& launch) {
-  const double per_sm = std::max(1.0, std::ceil(launch.tiles * launch.each() / work.device.multiprocessors - 0.15));
-  return cost_in(work, tile, tile, launch, per_sm);
+  const double waves = launch.tiles * launch.each() / work.device.multiprocessors;
+  return cost_in(work, tile, tile, launch, std::max(1.0, std::ceil(waves - forgiven(work))));
 }
 
 TileFloor::TileFloor(const GemmWork& work, const std::vector<BlockShifts>& blocks, std::int32_t block_channels)
@@ -369,12 +372,12 @@ TileWork TileFloor::of(const TileBox& box) const {
 }
 
 // More boxes have fewer positions each, but as many together, and pay what a tile costs besides more often. Rows are as long as they
-// may be. Of a last wave 0.15 are forgiven, so 1.15 waves compute most for their time, which splits may come to.
+// may be. A wave and what is forgiven of the next compute most for their time, which splits may come to.
 double TileFloor::time(const Positions& q, double boxes) const {
   const double groups = double(work.shape.problem.groups * ceil_div(work.shape.out_channels, block_channels));
   const double pixels = double(q[0]) * double(q[1]) * double(q[2]) * double(q[3]) / boxes, tiles = boxes * groups;
   const double waves = tiles * phase_blocks / work.device.multiprocessors;
-  const double per_sm = waves < 1.15 ? waves / 1.15 : waves - 0.15;
+  const double extra = forgiven(work), per_sm = waves < 1 + extra ? waves / (1 + extra) : waves - extra;
   const double longest = std::min(double(q[3]), double(work.config.pixels));
   const auto time_of = [&](const Parts& parts) {
     TileWork tile = sum(sum(parts.fixed, pixels, parts.position), pixels / longest, parts.row);
