@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import lru_cache
@@ -372,11 +373,20 @@ def _is_atens(
 ) -> bool:
     problem, channels_last = check_forward(input, weight, bias, geometry)
     head = Operand(*input)
-    if channels_last or problem.batch == 0:  # the documented strides of gradients are ours to keep
+    if problem.batch == 0 or (channels_last and not _is_plainly_channels_last(problem, head)):
         return False
     names = OPERATORS if recorded else OPERATORS[:1]
-    plans = {plan(problem, name, head.dtype, head.device, False, "auto", precision).backend for name in names}
-    return plans == {"aten"} or (len(plans) == 2 and heuristics.is_light(problem, head.dtype))
+    plans = [plan(problem, name, head.dtype, head.device, channels_last, "auto", precision).backend for name in names]
+    native = plans.count("native")
+    if native in (0, len(plans)):
+        return native == 0
+    return heuristics.is_better_whole(problem, head.dtype, native, channels_last)
+
+
+def _is_plainly_channels_last(problem: Problem, input: Operand) -> bool:
+    """Whether cuDNN's output and gradients have the strides that are promised: no tensor leaves its layout open."""
+    extents = math.prod(problem.input), math.prod(problem.output), problem.in_channels, problem.out_channels
+    return _like_channels_last(input.sizes, input.strides) and min(*extents, problem.taps) > 1
 
 
 def gradients(

@@ -75,10 +75,14 @@ def test_the_rule_for_gpus(operator):
 def test_layers_that_are_pytorchs_altogether(machine):
     """All operators that a call records, or some of them where a step is too short to lead it through Python."""
 
-    def left(problem, recorded, dtype=torch.float32, precision="tf32"):
+    def left(problem, recorded, dtype=torch.float32, precision="tf32", last=False):
         geometry = Geometry(problem.stride, problem.padding, problem.output_padding, problem.groups, problem.dilation)
-        keys = key(problem.input_size, dtype), key(problem.weight_size, dtype), None
+        strides = planning.dense_strides(problem.input_size, last)
+        keys = key(problem.input_size, dtype, strides=strides), key(problem.weight_size, dtype), None
         return operators._is_atens(*keys, geometry, precision, recorded)
+
+    def natives(problem, dtype, last):
+        return [heuristics.choose_cuda(problem, name, dtype, last) for name in planning.OPERATORS].count("native")
 
     assert left(WIDE, True) and left(WIDE, False)
     assert not left(WIDE, True, precision="ieee") and not left(GROUPED, True) and not left(NARROW, True)
@@ -90,6 +94,15 @@ def test_layers_that_are_pytorchs_altogether(machine):
     assert heuristics.is_light(thin, torch.float32) and left(thin, True) and not left(thin, False)
     large = with_geometry((128, 64, 128, 128), (64, 3, 4, 4), stride=(2, 2), padding=(1, 1))
     assert not heuristics.is_light(large, torch.float32) and not left(large, True)
+    # Channels_last ones as well, if PyTorch's gradients have the promised strides; two operators of three stay.
+    assert left(WIDE, True, torch.bfloat16, last=True) and left(WIDE, False, torch.bfloat16, last=True)
+    assert natives(thin, torch.float32, True) == 2 and not left(thin, True, last=True)
+    one = with_geometry((4, 384, 6, 6, 6), (384, 64, 3, 3, 3), stride=(2, 2, 2), padding=(1, 1, 1))
+    assert natives(one, torch.bfloat16, True) == 1 and heuristics.is_light(one, torch.bfloat16)
+    assert left(one, True, torch.bfloat16, last=True) and left(one, True, torch.bfloat16)
+    for size, weight in (((64, 100, 1, 1), (100, 512, 4, 4)), ((8, 192, 9, 9), (192, 1, 4, 4))):
+        open_layout = with_geometry(size, weight, stride=(2, 2))
+        assert not left(open_layout, True, torch.bfloat16, last=True), "whose strides are whoever's"
 
 
 def test_plans_belong_to_a_device(machine):
