@@ -1,5 +1,7 @@
 #pragma once
 
+#include <cstring>
+
 #include "arch/lanes.hpp"
 #include "arch/tf32.hpp"
 #include "config/tile_config.hpp"
@@ -9,7 +11,7 @@
 namespace convt {
 
 // How neighbouring elements of the source are fetched.
-//   pixels: they lie one behind the other, 16 bytes at a time wherever these begin.   channels: so do they, whole vectors.
+//   pixels: they lie one behind the other, `piece` bytes at a time.   channels: so do they, whole vectors.
 //   singly: one by one, wherever they are.
 enum class TurnFrom : std::int32_t { pixels, channels, singly };
 
@@ -18,19 +20,20 @@ struct TurnParams {
   const void* source;
   void* target;                     // aligned to 16 bytes
   std::int64_t strides[2 + kAxes];  // of the source: N, C, D, H, W, elements
-  std::int64_t elements;            // from the source's first to its last
   std::int64_t pixels;              // of an image
   std::int32_t channels;            // of a group; those between them and `pitch` are zero
   std::int32_t pitch;
   std::int32_t groups;
   std::int32_t images;
   TurnFrom from;
+  std::int32_t piece;               // every channel of an image has whole, aligned ones
   std::int32_t vectors_log2;        // of channels, in a tile: 1 to 3
   FastDivisor by_width, by_height, by_pitch, by_channel_blocks, by_pixel_blocks;
 };
 
 // A thread block turns a tile of 8 KB in shared memory: 128 bytes of channels and 64 pixels, or fewer and more. Both tensors are met as
-// they lie.
+// they lie. Between them is a pixel's line of vectors, which change places by the vector of pixels that it is one of: neither the
+// words of those who fetch nor the vectors of those who store meet in a bank, of 128 bytes.
 template <Operand kOperand>
 struct TurnInput {
   using Params = TurnParams;
@@ -39,9 +42,8 @@ struct TurnInput {
   static constexpr int kVector = operand_vector(kOperand);
   static constexpr int kVectors = 512;     // of a tile
   static constexpr int kRounds = kVectors / kThreads;
-  // Of a channel's pixels, with a word more: lanes meet in two banks at most.
-  static constexpr int kPad = 4 / int(sizeof(Element));
-  static constexpr int kShared = kVectors * kVector + 8 * kVector * kPad;
+  static constexpr int kWord = 4 / int(sizeof(Element));   // channels of a word
+  static constexpr int kShared = kVectors * 4;             // words
 
   static CONVT_HOST_DEVICE std::int32_t tile_pixels(const TurnParams& params) {
     return kVectors >> params.vectors_log2;
@@ -59,58 +61,68 @@ struct TurnInput {
     return params.images * pixel_blocks(params) * channel_blocks(params);
   }
 
-  // Neighbouring threads fetch neighbouring pixels of a channel.
-  static CONVT_HOST_DEVICE void fetch(const TurnParams& params, std::int32_t index, int thread, Element* shared) {
+  // Eight neighbouring threads fetch as many vectors of neighbouring pixels, four by four a vector of channels.
+  static CONVT_HOST_DEVICE void fetch(const TurnParams& params, std::int32_t index, int thread, std::uint32_t* shared) {
     if (params.from == TurnFrom::channels) return;
     const Tile tile = tile_at(params, index);
-    if (params.from == TurnFrom::pixels) {
-      fetch_pieces(params, tile, thread, shared);
-    } else {
-      fetch_singly(params, tile, thread, shared);
+    if (params.from == TurnFrom::singly) {
+      return fetch_by(params, tile, thread, shared, [&](const Source& from, std::int32_t first) {
+        return singles(params, tile, from.offset, first);
+      });
+    }
+    const auto in = [&](auto piece) {
+      fetch_by(params, tile, thread, shared, [&](const Source& from, std::int32_t first) {
+        return pieces<decltype(piece)>(params, tile, from.offset, first);
+      });
+    };
+    switch (params.piece) {
+      case 16:
+        return in(Vector16{});
+      case 8:
+        return in(std::uint64_t{});
+      case 4:
+        return in(std::uint32_t{});
+      default:
+        return in(Element{});
     }
   }
 
-  // Neighbouring threads store neighbouring channels of a pixel.
-  static CONVT_HOST_DEVICE void store(const TurnParams& params, std::int32_t index, int thread, const Element* shared) {
+  // Neighbouring threads store neighbouring vectors of channels of a pixel.
+  static CONVT_HOST_DEVICE void store(const TurnParams& params, std::int32_t index, int thread,
+                                      const std::uint32_t* shared) {
     const Tile tile = tile_at(params, index);
-    const std::int32_t width = params.groups * params.pitch, pitch = tile_pixels(params) + kPad;
-    Piece piece[kRounds];
+    const std::int32_t width = params.groups * params.pitch;
+    Vector16 vector[kRounds];
 #pragma unroll
     for (int round = 0; round < kRounds; ++round) {
       const Place at = place(params, round * kThreads + thread);
       if (params.from != TurnFrom::channels) {
-#pragma unroll
-        for (int i = 0; i < kVector; ++i) piece[round].element[i] = shared[(at.channel + i) * pitch + at.pixel];
-      } else {
-        const Source from = source_of(params, tile.channel + at.channel);
-        piece[round] = Piece{};
-        if (from.there && tile.pixel + at.pixel < params.pixels) {
-          piece[round] = *reinterpret_cast<const Piece*>(pixel_of(params, tile, at.pixel) + from.offset);
-        }
+        vector[round] = *reinterpret_cast<const Vector16*>(shared + line(params, at.pixel, at.vector));
+        continue;
+      }
+      const Source from = source_of(params, tile.channel + at.vector * kVector);
+      vector[round] = Vector16{};
+      if (from.there && tile.pixel + at.pixel < params.pixels) {
+        vector[round] = *reinterpret_cast<const Vector16*>(pixel_of(params, tile, at.pixel) + from.offset);
       }
     }
 #pragma unroll
     for (int round = 0; round < kRounds; ++round) {
       const Place at = place(params, round * kThreads + thread);
-      if (tile.pixel + at.pixel >= params.pixels || tile.channel + at.channel >= width) continue;
-      const auto& element = piece[round].element;
-      Vector16 whole;
+      const std::int32_t channel = tile.channel + at.vector * kVector;
+      if (tile.pixel + at.pixel >= params.pixels || channel >= width) continue;
+      if constexpr (is_float32(kOperand)) {
 #pragma unroll
-      for (int word = 0; word < 4; ++word) {
-        if constexpr (is_float32(kOperand)) {
-          whole.word[word] = nearest_tf32_operand(element[word]);
-        } else {
-          whole.word[word] = element[2 * word] | std::uint32_t(element[2 * word + 1]) << 16;
-        }
+        for (std::uint32_t& word : vector[round].word) word = nearest_tf32_operand(word);
       }
-      const std::int64_t to = (tile.image * params.pixels + tile.pixel + at.pixel) * width + tile.channel + at.channel;
-      *reinterpret_cast<Vector16*>(static_cast<Element*>(params.target) + to) = whole;
+      const std::int64_t to = (tile.image * params.pixels + tile.pixel + at.pixel) * width + channel;
+      *reinterpret_cast<Vector16*>(static_cast<Element*>(params.target) + to) = vector[round];
     }
   }
 
 #ifdef __CUDACC__
   __device__ void operator()(const TurnParams& params) const {
-    __shared__ Element shared[kShared];
+    __shared__ __align__(16) std::uint32_t shared[kShared];
     const auto count = std::int32_t(tiles(params));
     for (std::int32_t tile = blockIdx.x; tile < count; tile += gridDim.x) {
       fetch(params, tile, threadIdx.x, shared);
@@ -122,9 +134,6 @@ struct TurnInput {
 #endif
 
  private:
-  struct alignas(16) Piece {
-    Element element[kVector];
-  };
   struct Tile {
     std::int64_t image, pixel;
     std::int32_t channel;
@@ -136,12 +145,16 @@ struct TurnInput {
             params.by_channel_blocks.remainder(index, rest) * tile_channels(params)};
   }
 
-  // In a tile: the channels of one pixel go to neighbouring threads.
   struct Place {
-    std::int32_t pixel, channel;
+    std::int32_t pixel, vector;   // of the tile
   };
   static CONVT_HOST_DEVICE Place place(const TurnParams& params, int at) {
-    return {at >> params.vectors_log2, (at & ((1 << params.vectors_log2) - 1)) * kVector};
+    return {at >> params.vectors_log2, at & ((1 << params.vectors_log2) - 1)};
+  }
+  // The word where a vector of channels of a pixel lies.
+  static CONVT_HOST_DEVICE std::int32_t line(const TurnParams& params, std::int32_t pixel, std::int32_t vector) {
+    const std::int32_t exchanged = vector ^ (pixel / kVector & ((1 << params.vectors_log2) - 1));
+    return ((pixel << params.vectors_log2) + exchanged) * 4;
   }
 
   // Where a channel of the target comes from.
@@ -162,63 +175,77 @@ struct TurnInput {
            params.by_width.remainder(pixel, row) * params.strides[4];
   }
 
-  static CONVT_HOST_DEVICE void fetch_singly(const TurnParams& params, const Tile& tile, int thread, Element* shared) {
-    constexpr int rounds = kVectors * kVector / kThreads;
-    const std::int32_t pixels = tile_pixels(params), pitch = pixels + kPad;
-    Element element[rounds];
+  // `fetched(source, pixel)`: a vector of neighbouring pixels of a channel.
+  template <class Fetched>
+  static CONVT_HOST_DEVICE void fetch_by(const TurnParams& params, const Tile& tile, int thread, std::uint32_t* shared,
+                                         Fetched fetched) {
+    constexpr int rounds = kRounds / kWord, across_log2 = 3;   // vectors of pixels side by side
+    const std::int32_t more_log2 = (is_float32(kOperand) ? 4 : 3) - params.vectors_log2 + 3 - across_log2;
+    Vector16 channels[rounds][kWord];
+    std::int32_t first[rounds], vector[rounds];
+    const std::int32_t word = thread >> across_log2 & 3;
 #pragma unroll
     for (int round = 0; round < rounds; ++round) {
-      const std::int32_t at = round * kThreads + thread, within = at & (pixels - 1), channel = at / pixels;
-      const Source from = source_of(params, tile.channel + channel);
-      element[round] = 0;
-      if (from.there && tile.pixel + within < params.pixels) {
-        element[round] = pixel_of(params, tile, within)[from.offset];
+      const std::int32_t rest = (round * kThreads + thread) >> (across_log2 + 2);
+      const std::int32_t further = rest & ((1 << more_log2) - 1);
+      first[round] = ((thread & ((1 << across_log2) - 1)) | further << across_log2) * kVector;
+      vector[round] = rest >> more_log2;
+#pragma unroll
+      for (int at = 0; at < kWord; ++at) {
+        const Source from = source_of(params, tile.channel + vector[round] * kVector + word * kWord + at);
+        channels[round][at] = Vector16{};
+        if (from.there) channels[round][at] = fetched(from, first[round]);
       }
     }
 #pragma unroll
     for (int round = 0; round < rounds; ++round) {
-      const std::int32_t at = round * kThreads + thread;
-      shared[at / pixels * pitch + (at & (pixels - 1))] = element[round];
+      const std::int32_t to = line(params, first[round], vector[round]) + word;   // all in a vector of pixels alike
+#pragma unroll
+      for (int pixel = 0; pixel < kVector; ++pixel) {
+        shared[to + (pixel * 4 << params.vectors_log2)] = word_of(channels[round], pixel);
+      }
     }
   }
 
-  // Vectors of 16 bytes as they lie in memory. A channel's pixels may begin within one: the last round has what the others lack.
-  static CONVT_HOST_DEVICE void fetch_pieces(const TurnParams& params, const Tile& tile, int thread, Element* shared) {
-    const std::int32_t pixels = tile_pixels(params), pitch = pixels + kPad, across = pixels / kVector;
-    const auto* const source = static_cast<const Element*>(params.source);
-    const std::int64_t image = tile.image * params.strides[0] + tile.pixel;
-    const std::int64_t left = params.pixels - tile.pixel;
-    Piece piece[kRounds + 1];
-    std::int32_t first[kRounds + 1], row[kRounds + 1];   // pixel of the tile, and channel
-#pragma unroll
-    for (int round = 0; round <= kRounds; ++round) {
-      const std::int32_t at = round * kThreads + thread;
-      const std::int32_t channel = round < kRounds ? at / across : thread;
-      const Source from = source_of(params, tile.channel + channel);
-      const Element* const begin = source + image + from.offset;
-      const auto behind = std::int32_t(reinterpret_cast<std::uintptr_t>(begin) / sizeof(Element) % kVector);
-      first[round] = (round < kRounds ? at & (across - 1) : across) * kVector - behind;
-      row[round] = channel < tile_channels(params) && first[round] < pixels ? channel : -1;
-      piece[round] = Piece{};
-      if (!from.there || row[round] < 0 || first[round] >= left) continue;
-      const std::int64_t offset = image + from.offset + first[round];
-      if (offset >= 0 && offset + kVector <= params.elements) {
-        piece[round] = *reinterpret_cast<const Piece*>(source + offset);
-      } else {
-        for (int i = 0; i < kVector; ++i) {
-          if (offset + i >= 0 && offset + i < params.elements) piece[round].element[i] = source[offset + i];
-        }
-      }
+  // Of so many channels, what they have of a pixel.
+  static CONVT_HOST_DEVICE std::uint32_t word_of(const Vector16 (&channels)[kWord], int pixel) {
+    if constexpr (kWord == 1) {
+      return channels[0].word[pixel];
+    } else {
+      const std::uint32_t low = channels[0].word[pixel / 2], high = channels[1].word[pixel / 2];
+      return pixel % 2 == 0 ? (low & 0xffff) | high << 16 : low >> 16 | (high & 0xffff0000u);
     }
+  }
+
+  template <class Piece>
+  static CONVT_HOST_DEVICE Vector16 pieces(const TurnParams& params, const Tile& tile, std::int64_t offset,
+                                           std::int32_t first) {
+    constexpr int elements = int(sizeof(Piece) / sizeof(Element));
+    const std::int64_t begin = tile.pixel + first;
+    const auto* const from = reinterpret_cast<const Piece*>(static_cast<const Element*>(params.source) +
+                                                            tile.image * params.strides[0] + offset + begin);
+    Piece piece[kVector / elements];
 #pragma unroll
-    for (int round = 0; round <= kRounds; ++round) {
-      if (row[round] < 0) continue;
-#pragma unroll
-      for (int i = 0; i < kVector; ++i) {
-        const std::int32_t within = first[round] + i;
-        if (within >= 0 && within < pixels) shared[row[round] * pitch + within] = piece[round].element[i];
-      }
+    for (int at = 0; at < kVector / elements; ++at) {
+      piece[at] = Piece{};
+      if (begin + at * elements < params.pixels) piece[at] = from[at];
     }
+    Vector16 vector;
+    std::memcpy(&vector, piece, sizeof(vector));
+    return vector;
+  }
+
+  static CONVT_HOST_DEVICE Vector16 singles(const TurnParams& params, const Tile& tile, std::int64_t offset,
+                                            std::int32_t first) {
+    Element element[kVector];
+#pragma unroll
+    for (int at = 0; at < kVector; ++at) {
+      element[at] = 0;
+      if (tile.pixel + first + at < params.pixels) element[at] = pixel_of(params, tile, first + at)[offset];
+    }
+    Vector16 vector;
+    std::memcpy(&vector, element, sizeof(vector));
+    return vector;
   }
 };
 

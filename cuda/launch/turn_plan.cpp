@@ -27,18 +27,19 @@ TurnParams plan_turning(const GemmShape& shape, const TileConfig& config, Operan
   TurnParams params{};
   std::copy(shape.input.begin(), shape.input.end(), params.strides);
   params.pixels = 1;
-  params.elements =
-      1 + (shape.in_channels * shape.problem.groups - 1) * shape.input[1] + (shape.problem.batch - 1) * shape.input[0];
   bool flat = true;
   for (int axis = kAxes - 1; axis >= 0; --axis) {
     const std::int64_t extent = shape.axes[axis].input;
     flat = flat && (extent == 1 || shape.input[2 + axis] == params.pixels);
     params.pixels *= extent;
-    params.elements += (extent - 1) * shape.input[2 + axis];
   }
   params.from = flat                                                    ? TurnFrom::pixels
                 : whole_vectors(shape.input, shape.in_channels, vector) ? TurnFrom::channels
                                                                         : TurnFrom::singly;
+  std::int64_t places = 16 | params.pixels * operand_bytes(operand);
+  if (shape.in_channels * shape.problem.groups > 1) places |= shape.input[1] * operand_bytes(operand);
+  if (shape.problem.batch > 1) places |= shape.input[0] * operand_bytes(operand);
+  params.piece = std::int32_t(places & -places);
   params.channels = std::int32_t(shape.in_channels);
   params.pitch = std::int32_t(turned_pitch(shape, config, operand));
   params.groups = std::int32_t(shape.problem.groups);
@@ -84,8 +85,9 @@ double turning_time(const GemmShape& shape, const TileConfig& config, Operand op
 }
 
 void align_turning(TurnParams& params) {
-  const bool aligned = reinterpret_cast<std::uintptr_t>(params.source) % 16 == 0;
-  if (params.from == TurnFrom::channels && !aligned) params.from = TurnFrom::singly;
+  const auto address = reinterpret_cast<std::uintptr_t>(params.source);
+  if (params.from == TurnFrom::channels && address % 16 != 0) params.from = TurnFrom::singly;
+  while (address % std::uintptr_t(params.piece) != 0) params.piece /= 2;
 }
 
 }  // namespace convt

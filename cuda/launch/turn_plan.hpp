@@ -22,7 +22,7 @@ bool can_turn(const GemmShape& shape, const TileConfig& config, Operand operand)
 // Bytes of the turned input.
 std::int64_t turned_bytes(const TurnParams& params, Operand operand);
 
-// Fetches vectors of channels one by one where they are not aligned to 16 bytes.
+// Fetches less at a time where the source is not aligned for more.
 void align_turning(TurnParams& params);
 
 // On the current device. Throws std::runtime_error.
