@@ -23,6 +23,7 @@ void tell_cost(nb::dict& told, const GemmCost& cost) {
   terms["issue"] = cost.issue;
   terms["l2"] = cost.l2;
   terms["memory"] = cost.memory;
+  if (cost.turning > 0) terms["turning"] = cost.turning;
   told["terms_us"] = terms;
 }
 

@@ -258,7 +258,8 @@ std::variant<GemmPlan, std::string> plan_gemm(const Request& request, const Devi
   const auto weigh = [&](WayIn way) {
     auto choice = search.best(work_in(way));
     if (choice && way == WayIn::turned) {
-      choice->cost.total += turning_time(shape, config, operand, device);
+      choice->cost.turning = turning_time(shape, config, operand, device);
+      choice->cost.total += choice->cost.turning;
       bool strided = false;
       for (const GemmShape::Along& along : shape.axes) strided = strided || along.stride * along.step > 1;
       // Without strides gathering is better than the model has it, and takes no memory (H200).

@@ -12,9 +12,11 @@
 
 namespace convt {
 
-// The time of a launch, term by term; the largest of the first five binds. All in microseconds.
+// The time of a launch, term by term; the largest of the first five binds, and what turns the input comes before. All in
+// microseconds.
 struct GemmCost {
   double tensor = 0, shared = 0, issue = 0, l2 = 0, memory = 0;
+  double turning = 0;
   double total = 0;
   double bytes = 0;                 // through L2
   const char* bound() const;

@@ -4,6 +4,7 @@
 #include <array>
 #include <deque>
 #include <functional>
+#include <initializer_list>
 #include <stdexcept>
 #include <utility>
 #include <vector>
@@ -40,16 +41,12 @@ class GroupHostWarp : public HostWarp {
   template <Operand kOperand, int kFirst, int kTiles>
   void multiply_group(Lanes<float, 32> (&sums)[kTiles][4], std::int32_t a, std::int32_t a_pitch, std::int32_t b,
                       std::int32_t b_pitch) {
-    for (const std::int32_t bytes : {a, a_pitch, b, b_pitch}) {
-      if (bytes % 16 != 0 || bytes / 16 > 0x3fff) throw std::runtime_error("wgmma: operand does not fit a descriptor");
-    }
+    check_fields({a, a_pitch, b, b_pitch});
     issue<kOperand>(&sums[kFirst], sm90::operand_at(a / 16, a_pitch / 16), sm90::operand_at(b / 16, b_pitch / 16));
   }
   template <Operand kOperand, int kFirst, int kLineBytes, int kTiles>
   void multiply_boxes(Lanes<float, 32> (&sums)[kTiles][4], std::int32_t a, std::int32_t a_pitch, std::int32_t b) {
-    for (const std::int32_t bytes : {a, a_pitch, b}) {
-      if (bytes % 16 != 0 || bytes / 16 > 0x3fff) throw std::runtime_error("wgmma: operand does not fit a descriptor");
-    }
+    check_fields({a, a_pitch, b});
     issue<kOperand>(&sums[kFirst], sm90::operand_at(a / 16, a_pitch / 16),
                     sm90::operand_in_lines(b / 16, 1, kLineBytes));
   }
@@ -71,9 +68,7 @@ class GroupHostWarp : public HostWarp {
   // Rows in registers, which must stay what they are until the products are made.
   template <Operand kOperand, bool kAcross, int kTiles>
   void multiply_lines(Lanes<float, 32> (&sums)[kTiles][4], const Word (&a)[4], std::int32_t b, std::int32_t pitch) {
-    for (const std::int32_t bytes : {b, pitch}) {
-      if (bytes % 16 != 0 || bytes / 16 > 0x3fff) throw std::runtime_error("wgmma: operand does not fit a descriptor");
-    }
+    check_fields({b, pitch});
     const std::array<Word, 4> kept = {a[0], a[1], a[2], a[3]};
     const auto fields = sm90::fields_of(sm90::operand_in_lines(b / 16, pitch / 16));
     const auto product = [this, &a, kept, fields, to = &sums[0]] {
@@ -149,6 +144,13 @@ class GroupHostWarp : public HostWarp {
   Vector16 vector_if(bool there, const char* source) const { return there ? global<Vector16>(source) : Vector16{}; }
 
  private:
+  // Addresses and pitches of operands: 14 bits, in units of 16 bytes.
+  static void check_fields(std::initializer_list<std::int32_t> fields) {
+    for (const std::int32_t bytes : fields) {
+      if (bytes % 16 != 0 || bytes / 16 > 0x3fff) throw std::runtime_error("wgmma: operand does not fit a descriptor");
+    }
+  }
+
   template <Operand kOperand>
   void issue(Lanes<float, 32> (*to)[4], std::uint64_t a, std::uint64_t b) {
     const auto product = [this, rows = sm90::fields_of(a), pixels = sm90::fields_of(b), to] {
