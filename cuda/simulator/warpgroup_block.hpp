@@ -221,9 +221,11 @@ class HostGroup {
     if (first[0] * box.stride[0] % 16 != 0) throw std::runtime_error("a tensor copy begins at no multiple of 16 bytes");
     std::array<std::int32_t, kBoxAxes> at;
     std::copy(std::begin(first), std::end(first), at.begin());
-    const auto copy = [this, box, at, offset, barrier = number(barrier)] {
-      for (std::int32_t line = 0; line < box.bytes() / box.line_bytes(); ++line) copy_line(box, at, line, offset);
-      block_.barriers.arrive(barrier, 1);
+    // Made when its role may have ended.
+    const auto copy = [&block = block_, box, at, offset, barrier = number(barrier)] {
+      for (std::int32_t line = 0; line < box.bytes() / box.line_bytes(); ++line)
+        copy_line(block, box, at, line, offset);
+      block.barriers.arrive(barrier, 1);
     };
     if (block_.memory.schedule.late_copies) {
       block_.barriers.put_off(number(barrier), copy);
@@ -253,8 +255,8 @@ class HostGroup {
   static constexpr int kWaits = 8;   // schedules name barriers between roles from here
 
  private:
-  void copy_line(const PatchBox& box, const std::array<std::int32_t, kBoxAxes>& first, std::int32_t line,
-                 std::int32_t offset) {
+  static void copy_line(SharedBlock& block, const PatchBox& box, const std::array<std::int32_t, kBoxAxes>& first,
+                        std::int32_t line, std::int32_t offset) {
     const char* source = box.base;
     bool there = true;
     for (std::int32_t axis = 1, rest = line; axis < kBoxAxes; rest /= box.count[axis++]) {
@@ -265,10 +267,10 @@ class HostGroup {
     for (std::int32_t piece = 0; piece < box.line_bytes(); piece += 16) {
       const std::int64_t channel = first[0] + piece / box.stride[0];
       char* const to =
-          block_.memory.at(sm90::in_its_line(offset + line * box.line_bytes() + piece, box.line_bytes()), 16);
+          block.memory.at(sm90::in_its_line(offset + line * box.line_bytes() + piece, box.line_bytes()), 16);
       if (there && channel < box.extent[0]) {
         const char* const from = source + channel * box.stride[0];
-        if (from < block_.input.begin || from + 16 > block_.input.end) {
+        if (from < block.input.begin || from + 16 > block.input.end) {
           throw std::out_of_range("global memory: a tensor copy reads outside of the input");
         }
         std::memcpy(to, from, 16);

@@ -102,7 +102,7 @@ def test_all_layouts_are_turned(layout, operator):
 @pytest.mark.parametrize("elements", (0, 1, 2, 4))
 @pytest.mark.parametrize("extents", ((13, 24), (9, 20), (17, 10), (15, 19)))
 def test_pixels_are_turned_from_wherever_they_begin(extents, elements, channels):
-    """Images of multiples of 8, 4, 2 and 1 pixels; tensors that begin as many elements behind a multiple of 16 bytes."""
+    """Images of multiples of 8, 4, 2 and 1 pixels; tensors that begin so many elements behind 16 bytes."""
     wanted = problem(2, (channels, 9), extents, 2, 1)
     for operand in ("bfloat16", "tf32"):
         made = Call("64x256p4g1", wanted, operand, Layouts(elements=elements), TURNED, 0, "forward")
