@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import torch
 
-from convt import _C, eager, operators
+from convt import _C, delegation, eager, operators
 from convt import plan as planning
 from convt.problem import operand
 from programs import composed
@@ -32,7 +32,8 @@ def gpu(name, capability):
 @contextmanager
 def fresh_plans():
     """No plan from elsewhere, and none is left behind."""
-    caches = planning.plan, operators._forward_call, operators._grad_input_call, operators._grad_weight_call
+    calls = operators._forward_call, operators._grad_input_call, operators._grad_weight_call
+    caches = planning.plan, planning.channel_sum, *calls
     for cache in caches:
         cache.cache_clear()
     _C.forget_plans()
@@ -53,7 +54,7 @@ def pretend(monkeypatch, device):
     monkeypatch.setattr(
         operators, "_switches", lambda name, tensor: switches(name, SimpleNamespace(is_cuda=True, dtype=tensor.dtype))
     )
-    for module in (operators, eager):
+    for module in (operators, eager, delegation):
         monkeypatch.setattr(module, "operand", located)
 
 
@@ -81,6 +82,7 @@ class Player:
 
     planned: list[Launch] = field(default_factory=list)
     ran: list[Launch] = field(default_factory=list)
+    summed: list[dict] = field(default_factory=list)  # gradients of biases, by the kernel itself on the CPU
     refuses: dict[str, str] = field(default_factory=dict)  # operator to the reason why no kernel can
     workspace_bytes: int = 0
     devices: list[int | None] = field(default_factory=list)  # where launches went: Python sees tensors of the CPU
@@ -110,6 +112,8 @@ class Player:
         return made
 
     def cuda_run(self, plan, input, weight, bias, output, workspace, device, stream, epilogue=()):
+        if isinstance(plan, _C.ChannelSum):  # from C, where one launcher is all that is rehearsed
+            return self.cuda_sum_channels(plan, input, output, workspace, device, stream)
         assert (workspace != 0) == (plan.workspace_bytes > 0) and stream == 1000
         pointers = {"input": input, "weight": weight, "bias": bias, "output": output}
         tensors = {name: at(pointers[name], plan, name) for name in plan.sizes}
@@ -118,6 +122,12 @@ class Player:
         with ThreadPoolExecutor(1) as thread:
             thread.submit(compute, plan, tensors, epilogue).result()
         self.ran.append(plan)
+        self.devices.append(device)
+
+    def cuda_sum_channels(self, plan, source, result, workspace, device, stream):
+        assert (workspace != 0) == (plan.workspace_bytes > 0) and stream == 1000
+        _C.simulate_channel_sum(plan, source, result, workspace)
+        self.summed.append(plan.explain())
         self.devices.append(device)
 
 
@@ -161,6 +171,7 @@ def play(monkeypatch):
     pretend(monkeypatch, DEVICE)
     monkeypatch.setattr(_C, "cuda_plan", player.cuda_plan)
     monkeypatch.setattr(_C, "cuda_run", player.cuda_run, raising=False)
+    monkeypatch.setattr(_C, "cuda_sum_channels", player.cuda_sum_channels, raising=False)
     monkeypatch.setattr(operators, "_raw_stream", player.raw_stream)
     return player
 

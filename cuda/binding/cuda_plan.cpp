@@ -8,6 +8,7 @@
 
 #include "binding/bindings.hpp"
 #include "binding/cuda_explain.hpp"
+#include "binding/device_traits.hpp"
 #include "binding/epilogue.hpp"
 #include "binding/problem.hpp"
 #include "launch/operator_plan.hpp"
@@ -28,7 +29,8 @@ Operand operand_named(const std::string& name) {
   throw nb::value_error(("operand: " + name + "; legal are tf32, ieee, bfloat16 and float16").c_str());
 }
 
-// Strides of (N, C, *spatial) with leading spatial axes of extent 1 put in.
+}  // namespace
+
 Strides strides_of(const Integers& sizes, const Integers& strides, const char* name) {
   if (sizes.size() != strides.size() || sizes.size() < 3 || sizes.size() > 2 + kAxes) {
     throw nb::value_error((std::string(name) + ": 3 to 5 sizes and as many strides").c_str());
@@ -65,6 +67,8 @@ DeviceTraits traits_of(const std::optional<nb::dict>& device) {
   read("tensor_copies", traits.tensor_copies);
   return traits;
 }
+
+namespace {
 
 OperatorPlan plan(const std::string& op, const Integers& input_size, const Integers& input_strides,
                   const Integers& weight_size, const Integers& weight_strides, std::optional<std::int64_t> bias_stride,

@@ -58,11 +58,19 @@ struct Gradients {
     if (!answer[2].is_none()) plan->joint = answer[2];
     if (!answer[3].is_none()) plan->bias_size = answer[3];
     plan->bias_axes = answer[4];
+    if (!answer[5].is_none()) {
+      plan->bias_sum = answer[5];
+      const auto bytes = nb::cast<std::int64_t>(plan->bias_sum.attr("workspace_bytes"));
+      if (bytes > 0) plan->bias_workspace = nb::make_tuple(bytes);
+    }
     return plan;
   }
 
   PyObject* bias_of(const Plan& plan) const {
-    if (plan.bias_size.is_valid()) return run_grad_bias(plan.bias_size.ptr(), grad_output, described_output);
+    if (plan.bias_size.is_valid()) {
+      return run_grad_bias({plan.bias_size.ptr(), plan.bias_sum.ptr(), plan.bias_workspace.ptr()}, grad_output,
+                           described_output);
+    }
     PyObject* arguments[2] = {grad_output, plan.bias_axes.ptr()};
     return PyObject_VectorcallMethod(connected().sum, arguments, 2, nullptr);
   }

@@ -1,5 +1,6 @@
 #include "binding/native_call.hpp"
 
+#include "launch/channel_sum.hpp"
 #ifdef CONVT_WITH_CUDA
 #include "launch/operator_launch.hpp"
 #endif
@@ -51,19 +52,45 @@ void launch(const PreparedOperator& prepared, const Pointers& pointers, int devi
   throw std::runtime_error("convt: this build has no CUDA kernels to launch");
 }
 
+// Memory of a size for new_empty, or none.
+struct Workspace {
+  Owned tensor{nullptr};
+  TorchTensor described;
+
+  Workspace(PyObject* size, PyObject* like) {
+    if (!size) return;
+    PyObject* arguments[3] = {like, size, connected().uint8};
+    tensor.object = PyObject_VectorcallMethod(connected().new_empty, arguments, 2, connected().of_bytes);
+    if (!tensor || !describe_new(tensor.object, described)) throw nb::python_error();
+  }
+};
+
 void run_on_gpu(const PreparedOperator& prepared, PyObject* like, const TorchTensor (&places)[3],
                 const TorchTensor* bias) {
   const int device = places[0].device_index;
-  Owned workspace(nullptr);
-  TorchTensor scratch;
-  if (prepared.workspace.is_valid()) {
-    PyObject* arguments[3] = {like, prepared.workspace.ptr(), connected().uint8};
-    workspace.object = PyObject_VectorcallMethod(connected().new_empty, arguments, 2, connected().of_bytes);
-    if (!workspace || !describe_new(workspace.object, scratch)) throw nb::python_error();
-  }
+  const Workspace workspace(prepared.workspace.ptr(), like);
   launch(prepared,
-         {places[0].data, places[1].data, bias ? bias->data : nullptr, places[2].data, scratch.data, stream_of(device)},
+         {places[0].data, places[1].data, bias ? bias->data : nullptr, places[2].data, workspace.described.data,
+          stream_of(device)},
          device);
+}
+
+void sum_on_gpu(const BiasSum& sum, PyObject* grad_output, const TorchTensor& from, const TorchTensor& to) {
+  const Workspace workspace(sum.workspace, grad_output);
+  void* const stream = stream_of(from.device_index);
+  if (const Rehearsal* const as = rehearsal()) {
+    const auto number = [](const void* pointer) { return reinterpret_cast<std::uintptr_t>(pointer); };
+    nb::borrow(as->launch)(nb::handle(sum.on_gpu), number(from.data), 0, 0, number(to.data),
+                           number(workspace.described.data), from.device_index, number(stream));
+    return;
+  }
+#ifdef CONVT_WITH_CUDA
+  const auto& plan = *nb::inst_ptr<ChannelSumPlan>(sum.on_gpu);
+  nb::gil_scoped_release release;
+  launch_channel_sum(plan, from.data, to.data, workspace.described.data, stream, from.device_index);
+#else
+  throw std::runtime_error("convt: this build has no CUDA kernels to launch");
+#endif
 }
 
 void run_on_cpu(const PreparedOperator& prepared, const TorchTensor (&places)[3], const TorchTensor* bias) {
@@ -126,10 +153,14 @@ PyObject* run(const PreparedOperator& prepared, PyObject* a, PyObject* b, PyObje
   return result.release();
 }
 
-PyObject* run_grad_bias(PyObject* size, PyObject* grad_output, const TorchTensor& described) {
-  Owned result(new_result(grad_output, size, nullptr));
+PyObject* run_grad_bias(const BiasSum& sum, PyObject* grad_output, const TorchTensor& described) {
+  Owned result(new_result(grad_output, sum.size, nullptr));
   TorchTensor to;
   if (!result || !describe_new(result.object, to)) return nullptr;
+  if (sum.on_gpu) {
+    sum_on_gpu(sum, grad_output, described, to);
+    return result.release();
+  }
   const host::TensorView view = channel_view(to);
   nb::gil_scoped_release release;
   host::grad_bias(described.dtype, view_of(described), view);

@@ -30,7 +30,10 @@ struct PreparedOperator {
 PyObject* run(const PreparedOperator& prepared, PyObject* a, PyObject* b, PyObject* bias,
               const TorchTensor& described_a, const TorchTensor& described_b, const TorchTensor* described_bias);
 
-// grad_bias on a CPU.
-PyObject* run_grad_bias(PyObject* size, PyObject* grad_output, const TorchTensor& described);
+// grad_bias by native code: on a CPU, or on a GPU by a ChannelSum with the size of its workspace, which may be null.
+struct BiasSum {
+  PyObject *size, *on_gpu, *workspace;
+};
+PyObject* run_grad_bias(const BiasSum& sum, PyObject* grad_output, const TorchTensor& described);
 
 }  // namespace convt::binding

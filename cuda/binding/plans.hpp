@@ -31,7 +31,8 @@ struct Plan {
   std::array<const PreparedOperator*, 2> operators{};
   nanobind::object joint;  // both gradients at once, where ATen shares their setup
   nanobind::object form;   // what a node remembers of a forward call
-  nanobind::object bias_size, bias_axes;  // of grad_bias: by native code, or as a sum
+  nanobind::object bias_size, bias_axes;  // of grad_bias: by native code, or as PyTorch's sum
+  nanobind::object bias_sum, bias_workspace;  // of native code on a GPU: a ChannelSum, and the size for new_empty
   std::array<nanobind::object, 8> small;  // slow_conv_transposeNd's arguments but the tensors
   std::size_t small_count = 0;            // trailing defaults are left out: parsing them costs more than the product
 };

@@ -1,30 +1,11 @@
 #include "launch/operator_launch.hpp"
 
-#include "launch/cuda_check.hpp"
+#include "launch/device_guard.hpp"
 #include "launch/outer_launch.hpp"
 #include "launch/weight_launch.hpp"
 
 namespace convt {
 namespace {
-
-class DeviceGuard {
- public:
-  explicit DeviceGuard(int device) {
-    cuda_check(cudaGetDevice(&previous_), "asking for the current device");
-    if (device == previous_) return;
-    cuda_check(cudaSetDevice(device), "switching to the tensors' device");
-    switched_ = true;
-  }
-  ~DeviceGuard() {
-    if (switched_) cudaSetDevice(previous_);
-  }
-  DeviceGuard(const DeviceGuard&) = delete;
-  DeviceGuard& operator=(const DeviceGuard&) = delete;
-
- private:
-  int previous_ = 0;
-  bool switched_ = false;
-};
 
 void launch(const GemmPlan& plan, const Pointers& pointers) { launch_gemm(plan, pointers); }
 void launch(const WeightPlan& plan, const Pointers& pointers) { launch_weight(plan, pointers); }

@@ -21,8 +21,8 @@ import wrapt
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import _C, heuristics, operators, settings
-from .plan import OPERATORS, dense_strides, plan
+from . import _C, delegation, heuristics, operators, settings
+from .plan import OPERATORS, channel_sum, dense_strides, plan
 from .problem import Geometry, Ints, OperandKey, operand
 
 
@@ -71,7 +71,7 @@ def _routes(input: OperandKey, weight: OperandKey, bias: OperandKey | None, geom
     problem, channels_last = operators.check_forward(input, weight, bias, geometry)
     _, _, dtype, device, _ = input
     if device.type == "cuda":
-        left = (operators.leaves_to_aten(input, weight, bias, geometry, recorded) for recorded in (False, True))
+        left = (delegation.leaves_to_aten(input, weight, bias, geometry, recorded) for recorded in (False, True))
         plain, recorded = (Route.ATEN if atens else Route.PREPARED for atens in left)
         return plain, recorded
     backend = settings.current_backend()
@@ -124,15 +124,18 @@ def _calls(
 
 def _resolve_gradients(
     grad_output: Tensor, input: Tensor, weight: Tensor, numbers: tuple[Any, ...], wanted: int
-) -> tuple[Described | None, Described | None, Callable[..., Any] | None, Ints | None, Ints]:
-    """The operators that compute the gradients of a call, or what computes both; then size and axes of the bias'."""
+) -> tuple[Described | None, Described | None, Callable[..., Any] | None, Ints | None, Ints, _C.ChannelSum | None]:
+    """The operators that compute the gradients of a call, or what computes both; then size and axes of the bias', and
+    how a GPU sums it."""
     geometry = Geometry(*numbers)
     last = operators.is_channels_last(input.dtype, operand(input)[:2], operand(weight)[:2])
     to_input, to_weight = _calls(
         grad_output, input if wanted & 2 else None, weight if wanted & 1 else None, weight.shape[2:], geometry, last
     )
-    native_bias = operand(grad_output)[3].type == "cpu" and settings.current_backend() != "aten"
-    bias = (grad_output.shape[1],) if native_bias else None, (0, *range(2, grad_output.dim()))
+    key, backend = operand(grad_output), settings.current_backend()
+    summed = channel_sum(key, backend) if key[3].type == "cuda" else None
+    native_bias = summed is not None or (key[3].type == "cpu" and backend != "aten")
+    bias = (grad_output.shape[1],) if native_bias else None, (0, *range(2, grad_output.dim())), summed
     if to_input is not None and to_weight is not None and operators._is_joint(to_input, to_weight, input):
 
         def joint(grad_output: Tensor, input: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ from torch.autograd import forward_ad
 from torch.compiler import is_dynamo_compiling
 from torch.nn import Parameter
 
-from . import fused, inductor, operators
+from . import delegation, fused, inductor
 from .eager import entry
 from .epilogue import flatten, parse
 from .ops import KERNELS, OUTPUT, OVERLOADS, PUBLIC, Form, _skips_dispatch, differentiable
@@ -102,7 +102,7 @@ def _conv_transpose(
         and input.dim() == rank + 2 == weight.dim()
         and not (_functorch_active() or _function_modes() or _any_autocast() or _tracing())
     ):
-        if input.is_cuda and operators.is_atens(input, weight, bias, geometry):
+        if input.is_cuda and delegation.is_atens(input, weight, bias, geometry):
             return _ATEN[rank](input, weight, bias, *geometry)
         return differentiable(OUTPUT, input, weight, bias, Form(geometry))
     _check_types(rank, input, weight, bias)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import lru_cache
@@ -10,11 +9,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad, profiler
+from torch.autograd import profiler
 
-from . import _C, heuristics, settings
+from . import _C, settings
 from .epilogue import Program, compose, pointers
-from .plan import OPERATORS, Plan, Strides, plan, plan_of_call
+from .plan import Plan, Strides, channel_sum, plan, plan_of_call
 from .problem import (
     RANKS,
     Geometry,
@@ -55,7 +54,7 @@ def _truth(condition: bool | torch.SymBool) -> bool:
     return bool(condition)
 
 
-def _like_channels_last(sizes: Ints, strides: Ints) -> bool:
+def like_channels_last(sizes: Ints, strides: Ints) -> bool:
     """Whether strides say channels_last(_3d), as c10's is_channels_last_strides_2d and _3d; ambiguous ones do not."""
     if _truth(strides[1] == 0):
         return False
@@ -76,7 +75,7 @@ def is_channels_last(dtype: torch.dtype, *tensors: tuple[Ints, Ints]) -> bool:
     """
     if dtype is torch.float64:
         return False
-    return any(len(sizes) in (4, 5) and _like_channels_last(sizes, strides) for sizes, strides in tensors)
+    return any(len(sizes) in (4, 5) and like_channels_last(sizes, strides) for sizes, strides in tensors)
 
 
 def memory_format(rank: int, channels_last: bool) -> torch.memory_format:
@@ -256,8 +255,7 @@ def _launch(
     graph being captured keeps it.
     """
     device = input.device
-    size = cuda.workspace_bytes
-    workspace = torch.empty(size, dtype=torch.uint8, device=device) if size else None
+    workspace = _workspace(cuda.workspace_bytes, device)
     _C.cuda_run(
         cuda,
         input.data_ptr(),
@@ -269,6 +267,10 @@ def _launch(
         _raw_stream(device.index),
         *([pointers(program)] if program else ()),
     )
+
+
+def _workspace(size: int, device: torch.device) -> Tensor | None:
+    return torch.empty(size, dtype=torch.uint8, device=device) if size else None
 
 
 def grad_input(grad_output: Tensor, weight: Tensor, geometry: Geometry, channels_last: bool) -> Tensor:
@@ -339,56 +341,6 @@ def _needs_float32(problem: Problem, input: Tensor) -> bool:
     return not (sound and min(problem.input) >= 8)
 
 
-def is_atens(
-    input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, recorded: bool | None = None
-) -> bool:
-    """Whether a call on a GPU, with the derivatives that it records, is best left to ATen altogether.
-
-    Its own autograd node then runs the backward, without a line of Python between autograd and cuDNN.
-    """
-    if settings._backend != "auto" or forward_ad._current_level >= 0:
-        return False
-    if recorded is None:
-        recorded = torch.is_grad_enabled() and (
-            input.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
-        )
-    keys = operand(input), operand(weight), None if bias is None else operand(bias)
-    return leaves_to_aten(*keys, geometry, recorded)
-
-
-def leaves_to_aten(
-    input: OperandKey, weight: OperandKey, bias: OperandKey | None, geometry: Geometry, recorded: bool
-) -> bool:
-    """The same of tensors like these on a GPU, under the switches of this moment."""
-    counts = input[2] is torch.float32
-    if settings._backend != "auto" or (counts and settings.precision_differs()) or any(settings._kernels.values()):
-        return False
-    precision = settings.current_precision() if counts else "ieee"
-    return _is_atens(input, weight, bias, geometry, precision, recorded)
-
-
-@lru_cache(maxsize=4096)
-def _is_atens(
-    input: OperandKey, weight: OperandKey, bias: OperandKey | None, geometry: Geometry, precision: str, recorded: bool
-) -> bool:
-    problem, channels_last = check_forward(input, weight, bias, geometry)
-    head = Operand(*input)
-    if problem.batch == 0 or (channels_last and not _is_plainly_channels_last(problem, head)):
-        return False
-    names = OPERATORS if recorded else OPERATORS[:1]
-    plans = [plan(problem, name, head.dtype, head.device, channels_last, "auto", precision).backend for name in names]
-    native = plans.count("native")
-    if native in (0, len(plans)):
-        return native == 0
-    return heuristics.is_better_whole(problem, head.dtype, native, channels_last)
-
-
-def _is_plainly_channels_last(problem: Problem, input: Operand) -> bool:
-    """Whether cuDNN's output and gradients have the strides that are promised: no tensor leaves its layout open."""
-    extents = math.prod(problem.input), math.prod(problem.output), problem.in_channels, problem.out_channels
-    return _like_channels_last(input.sizes, input.strides) and min(*extents, problem.taps) > 1
-
-
 def gradients(
     grad_output: Tensor, input: Tensor, weight: Tensor, geometry: Geometry, channels_last: bool
 ) -> tuple[Tensor, Tensor]:
@@ -422,12 +374,22 @@ def _gradients(
 
 def grad_bias(grad_output: Tensor) -> Tensor:
     """Gradient of the bias, (out_channels,)."""
-    _check_grad_bias(operand(grad_output))
-    if grad_output.is_cpu and settings._backend != "aten" and grad_output.shape[0]:
+    key = operand(grad_output)
+    _check_grad_bias(key)
+    kind = key[3].type
+    if kind == "cpu" and settings._backend != "aten" and grad_output.shape[0]:
         result = grad_output.new_empty(grad_output.shape[1])
         _C.grad_bias(grad_output, result)
         return result
-    return grad_output.sum((0, *range(2, grad_output.dim())))
+    summed = channel_sum(key, settings._backend) if kind == "cuda" else None
+    if summed is None:
+        return grad_output.sum((0, *range(2, grad_output.dim())))
+    result, device = grad_output.new_empty(grad_output.shape[1]), grad_output.device
+    workspace = _workspace(summed.workspace_bytes, device)
+    at = 0 if workspace is None else workspace.data_ptr()
+    stream = _raw_stream(device.index)
+    _C.cuda_sum_channels(summed, grad_output.data_ptr(), result.data_ptr(), at, device.index, stream)
+    return result
 
 
 def _convolution(transposed: bool, a: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:

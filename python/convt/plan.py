@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from . import _C, choices, heuristics, settings
-from .problem import Ints, Problem
+from .problem import Ints, OperandKey, Problem
 from .settings import OPERATORS, forced_kernel
 
 __all__ = ["OPERATORS", "Plan", "cuda_plan", "forced_kernel", "plan"]
@@ -302,6 +302,22 @@ def plan_of_call(
             f"{made.workspace_bytes} bytes of workspace, predicted {made.predicted_us:.1f} us"
         )
     return choice, made
+
+
+@lru_cache(maxsize=4096)
+def channel_sum(grad_output: OperandKey, requested: str) -> _C.ChannelSum | None:
+    """How native code sums grad_output on a GPU for the gradient of a bias; None where PyTorch does.
+
+    That is under "aten", for a GPU that convt cannot use, and for tensors whose neighbours in memory are neither pixels
+    of a channel nor channels of a pixel.
+    """
+    sizes, strides, dtype, device, _ = grad_output
+    if "native" not in candidates(requested) or 0 in sizes or _cuda_refusal(device) is not None:
+        return None
+    traits = cuda_traits(device)
+    return _C.cuda_channel_sum(
+        sizes, strides, str(dtype).removeprefix("torch."), None if traits is None else dict(traits)
+    )
 
 
 def _preferred(planned: Callable[[str | None], _C.CudaPlan], tuned: str | None, forced: str | None) -> _C.CudaPlan:

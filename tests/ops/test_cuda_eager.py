@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 import convt
-from convt import _C, eager, functional, operators
+from convt import _C, delegation, eager, functional, operators
 from convt import plan as planning
 from convt.plan import forced_kernel
 from pretended import rehearsed
@@ -122,9 +122,9 @@ def atens(monkeypatch):
     real = operators._convolution
     monkeypatch.setattr(planning.heuristics, "choose_cuda", lambda *_: "aten")
     monkeypatch.setattr(operators, "_convolution", lambda *args: (seen.append(args), real(*args))[1])
-    operators._is_atens.cache_clear()
+    delegation._is_atens.cache_clear()
     yield seen
-    operators._is_atens.cache_clear()
+    delegation._is_atens.cache_clear()
 
 
 @pytest.mark.parametrize("recorded", (False, True))

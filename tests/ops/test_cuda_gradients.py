@@ -90,6 +90,27 @@ def test_gradients_of_any_strides_are_not_copied(player, kind):
         torch.testing.assert_close(grad, wanted)
 
 
+@pytest.mark.parametrize("layout", ("contiguous", "channels_last", "sliced", "sum"))
+def test_the_bias_gradient_is_summed_natively(player, layout):
+    """Where neighbours are pixels or channels; PyTorch sums what else there is."""
+    tensors = leaves_of(PROBLEM)
+    grad_output = torch.randn(FUNCTIONS[2](*tensors, **PROBLEM.keywords).shape, dtype=torch.float64)
+    grad_output = (
+        torch.ones_like(grad_output[:1, :1, :1, :1]).expand_as(grad_output) if layout == "sum" else grad_output
+    )
+    seen = grad_output if layout == "sum" else laid_out(grad_output, layout)
+    for at in (1, 2):  # the second one is answered in C
+        (grad,) = torch.autograd.grad(FUNCTIONS[2](*tensors, **PROBLEM.keywords), tensors[2:], seen)
+        torch.testing.assert_close(grad, grad_output.sum((0, 2, 3)))
+        rows = [told["rows_of"] for told in player.summed]
+        assert rows == at * {"contiguous": ["pixels"], "channels_last": ["channels"]}.get(layout, [])
+    assert torch.equal(torch.ops.convt.grad_bias(seen), grad)
+    with convt.backend("aten"):
+        before = len(player.summed)
+        torch.testing.assert_close(torch.ops.convt.grad_bias(seen), grad)
+        assert len(player.summed) == before
+
+
 def test_a_negated_gradient_is_resolved(player):
     """The imaginary part of a conjugate is a view with a sign that no kernel knows of."""
     tensors = leaves_of(PROBLEM)

@@ -7,7 +7,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import convt
-from convt import _C, heuristics, operators, ops, settings
+from convt import _C, delegation, heuristics, operators, ops, settings
 from convt import plan as planning
 from convt.plan import cuda_plan, dense_strides, forced_kernel, plan
 from convt.problem import Geometry, forward_problem
@@ -75,11 +75,12 @@ def test_the_rule_for_gpus(operator):
 def test_layers_that_are_pytorchs_altogether(machine):
     """All operators that a call records, or some of them where a step is too short to lead it through Python."""
 
-    def left(problem, recorded, dtype=torch.float32, precision="tf32", last=False):
+    def left(problem, recorded, dtype=torch.float32, precision="tf32", last=False, bias=False):
         geometry = Geometry(problem.stride, problem.padding, problem.output_padding, problem.groups, problem.dilation)
         strides = planning.dense_strides(problem.input_size, last)
-        keys = key(problem.input_size, dtype, strides=strides), key(problem.weight_size, dtype), None
-        return operators._is_atens(*keys, geometry, precision, recorded)
+        added = key((problem.out_channels,), dtype) if bias else None
+        keys = key(problem.input_size, dtype, strides=strides), key(problem.weight_size, dtype), added
+        return delegation._is_atens(*keys, geometry, precision, recorded)
 
     def natives(problem, dtype, last):
         return [heuristics.choose_cuda(problem, name, dtype, last) for name in planning.OPERATORS].count("native")
@@ -92,6 +93,10 @@ def test_layers_that_are_pytorchs_altogether(machine):
         "aten",
     }
     assert heuristics.is_light(thin, torch.float32) and left(thin, True) and not left(thin, False)
+    # The sum of a bias' gradient is worth a node of our own, unless that costs more.
+    wide, half = with_geometry((64, 512, 32, 32), (512, 512, 4, 4), stride=(2, 2)), torch.bfloat16
+    assert left(wide, True, half) and left(wide, False, half, bias=True) and not left(wide, True, half, bias=True)
+    assert heuristics.is_light(WIDE, torch.float32) and left(WIDE, True, bias=True)
     large = with_geometry((128, 64, 128, 128), (64, 3, 4, 4), stride=(2, 2), padding=(1, 1))
     assert not heuristics.is_light(large, torch.float32) and not left(large, True)
     # Channels_last ones as well, if PyTorch's gradients have the promised strides; two operators of three stay.

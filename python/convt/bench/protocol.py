@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import convt
-from convt import _C, operators, plan
+from convt import _C, delegation, operators, plan
 from convt.bench import machine, rivals
 from convt.bench.devices import DEVICES, Cpu
 from convt.bench.judge import OPERATORS, Judge
@@ -293,7 +293,7 @@ def _found(
     with _forced(config):
         calls = _calls(case, operands)
     natives = [call.native for call in calls]
-    natives += [False] * (len(results) - len(calls))  # grad_bias is PyTorch's sum
+    natives += [False] * (len(results) - len(calls))  # grad_bias is a sum without a problem of its own
     complaint = judge.complaint(results, case.precision, native=natives, other=theirs)
     rounding = judge.rounding(results)
     found = {
@@ -334,7 +334,7 @@ def _calls(case: Case, operands: rivals.Operands) -> list[operators.Call]:
         else:
             filter = tuple(weight.shape[2:])
             calls.append(operators._grad_weight_call(operand(rest[0]), keys[0], filter, geometry, last, *switches))
-    if input.is_cuda and operators.is_atens(input, weight, operands.bias, geometry, recorded=bool(rest)):
+    if input.is_cuda and delegation.is_atens(input, weight, operands.bias, geometry, recorded=bool(rest)):
         whole = plan.Plan("aten", "rule for GPUs, for all operators of the call")
         calls = [call._replace(native=False, cuda=None, choice=whole) for call in calls]
     return calls
