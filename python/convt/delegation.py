@@ -52,7 +52,8 @@ def _is_atens(
     if problem.batch == 0 or (channels_last and not _is_plainly_channels_last(problem, head)):
         return False
     names = OPERATORS if recorded else OPERATORS[:1]
-    plans = [plan(problem, name, head.dtype, head.device, channels_last, "auto", precision).backend for name in names]
+    shared = head.dtype, head.device, channels_last, "auto", precision
+    plans = [plan(problem, name, *shared, name == "forward" and bias is not None).backend for name in names]
     native = plans.count("native")
     if native == len(plans) or (native == 0 and not (recorded and bias is not None)):
         return native == 0

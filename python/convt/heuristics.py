@@ -44,13 +44,19 @@ def choose(problem: Problem, operator: str, dtype: torch.dtype, channels_last: b
 
 
 def choose_cuda(
-    problem: Problem, operator: str, dtype: torch.dtype, channels_last: bool, precision: str = "tf32"
+    problem: Problem,
+    operator: str,
+    dtype: torch.dtype,
+    channels_last: bool,
+    precision: str = "tf32",
+    bias: bool = False,
 ) -> str:
     """The backend to prefer on a GPU where both are legal, "native" or "aten".
 
     operator is "forward", "grad_input" or "grad_weight"; channels_last tells the layout of the result; precision,
-    "ieee" or "tf32", counts for float32. Read off the layers of KernelBench and of the zoo, 145 in all, on an H200
-    (docs/tuning.md): cuDNN wins strided layers of many channels, and most whose tensors are channels_last.
+    "ieee" or "tf32", counts for float32, bias for the forward alone. Read off the layers of KernelBench and of the zoo,
+    145 in all, on an H200 (docs/tuning.md): cuDNN wins strided layers of many channels, and most whose tensors are
+    channels_last; those that have a bias it wins seldom.
     """
     if problem.groups > 1 or dtype is torch.float64:
         return "native"
@@ -58,6 +64,8 @@ def choose_cuda(
     half = dtype in (torch.bfloat16, torch.float16)
     if math.prod(problem.input) == 1:  # the first layer of a generator: cuDNN sees the matrix product in 16 bits alone
         return "aten" if half or operator == "grad_input" else "native"
+    if operator == "forward" and bias and not strict and _adds_bias_in_time(problem, channels_last):
+        return "native"
     rules = {"forward": _cuda_forward, "grad_input": _cuda_grad_input, "grad_weight": _cuda_grad_weight}
     return "native" if rules[operator](problem, strict, half, channels_last) else "aten"
 
@@ -83,6 +91,14 @@ def is_better_whole(problem: Problem, dtype: torch.dtype, native: int, channels_
 def _channels(problem: Problem) -> tuple[int, int]:
     """The fewer and the more of input and output channels."""
     return min(problem.in_channels, problem.out_channels), max(problem.in_channels, problem.out_channels)
+
+
+def _adds_bias_in_time(problem: Problem, channels_last: bool) -> bool:
+    """Whether native code, which adds a bias on the way out, has done so before ATen.
+
+    ATen's addition passes the output once more, at 0.4e12 elements a second (H200), up to twice cuDNN's own time.
+    """
+    return problem.in_channels <= 256 if channels_last else problem.in_channels < 384 or problem.taps <= 16
 
 
 def _cuda_forward(problem: Problem, strict: bool, half: bool, channels_last: bool) -> bool:

@@ -110,10 +110,11 @@ def score(
     channels_last: bool,
     device: torch.device,
     precision: str,
+    bias: bool,
 ) -> float:
     """Preference among the legal backends; the highest wins."""
     if device.type == "cuda":
-        return float(heuristics.choose_cuda(problem, operator, dtype, channels_last, precision) == backend)
+        return float(heuristics.choose_cuda(problem, operator, dtype, channels_last, precision, bias) == backend)
     return float(heuristics.choose(problem, operator, dtype, channels_last) == backend)
 
 
@@ -126,11 +127,12 @@ def plan(
     channels_last: bool = False,
     requested: str = "auto",
     precision: str = "tf32",
+    bias: bool = False,
 ) -> Plan:
     """Choose the backend for one operator ("forward", "grad_input", "grad_weight") of a problem.
 
     channels_last tells the layout of the result; requested is the convt.backend setting, precision "ieee" or "tf32" how
-    a GPU multiplies float32. On a GPU the strides of a call
+    a GPU multiplies float32, bias whether a forward has one. On a GPU the strides of a call
     have a say as well: see plan_of_call. Under "auto" a choice that was measured on this machine (convt.choices) comes
     before the rule. Raises RuntimeError when the requested backend cannot run on the device.
     """
@@ -139,7 +141,7 @@ def plan(
     if tuned is not None and refusal(tuned.backend, problem, device) is None:
         choice = Plan(tuned.backend, tuned.reason, tuned.kernel)
     else:
-        choice = ruled(problem, operator, dtype, device, channels_last, requested, precision)
+        choice = ruled(problem, operator, dtype, device, channels_last, requested, precision, bias)
     return _told(choice, problem, operator, dtype, device, channels_last)
 
 
@@ -170,6 +172,7 @@ def ruled(
     channels_last: bool,
     requested: str,
     precision: str,
+    bias: bool = False,
 ) -> Plan:
     """The plan by legality and rule alone, as in `plan`."""
     refusals = {name: refusal(name, problem, device) for name in candidates(requested)}
@@ -178,7 +181,7 @@ def ruled(
         raise RuntimeError(
             _complaint(operator, "; ".join(f"{name}: {why}" for name, why in refusals.items()), requested)
         )
-    best = max(legal, key=lambda name: score(name, problem, operator, dtype, channels_last, device, precision))
+    best = max(legal, key=lambda name: score(name, problem, operator, dtype, channels_last, device, precision, bias))
     if best == requested:
         reason = f"forced by convt.backend({requested!r})"
     elif len(legal) == 1:
@@ -279,7 +282,8 @@ def plan_of_call(
     Where no kernel can compute it "auto" is ATen, with the reason. Raises RuntimeError when "native" is asked for then,
     and ValueError when a forced kernel cannot: who forces it does not want to measure another one.
     """
-    choice = plan(problem, operator, dtype, device, channels_last, requested, precision)
+    bias = strides[2] is not None and operator == "forward"
+    choice = plan(problem, operator, dtype, device, channels_last, requested, precision, bias)
     if kernel is not None and choice.backend != "native" and "native" in candidates(requested):
         reason = refusal("native", problem, device)
         if reason is not None:

@@ -93,6 +93,26 @@ def test_training_steps_gain_what_the_documentation_says(steps, suite, precision
     assert min(ratios.values()) >= 0.8, min(ratios.items(), key=lambda entry: entry[1])
 
 
+@pytest.mark.parametrize(("layout", "gain"), (("contiguous", 1.66), ("channels_last", 1.61)))
+def test_the_gpu_rule_knows_what_adding_a_bias_takes_pytorch(layout, gain):
+    """Forwards of layers with a bias: eager's as measured in training steps, native ones add it on the way out."""
+    native = {}
+    for text in GPU_RESULTS.with_name("h200_operators.jsonl").read_text().splitlines():
+        line = json.loads(text)
+        native[line["problem"], line["precision"], line["layout"]] = line["forward"]["us"]
+    ratios = []
+    file = GPU_RESULTS.with_name(f"h200_zoo_training{'_channels_last' * (layout == 'channels_last')}.jsonl")
+    for text in file.read_text().splitlines():
+        line = json.loads(text)
+        entry, dtype = zoo.LAYERS[line["problem"]], torch.bfloat16 if line["precision"] == "bf16" else torch.float32
+        if entry.bias and line["eager_forward_us"] is not None:
+            ratio = line["eager_forward_us"] / native[line["problem"], line["precision"], layout]
+            pick = heuristics.choose_cuda(entry.problem, "forward", dtype, layout == "channels_last", bias=True)
+            ratios.append(ratio if pick == "native" else 1.0)
+    assert len(ratios) >= 32 and math.exp(sum(map(math.log, ratios)) / len(ratios)) == pytest.approx(gain, abs=0.015)
+    assert sum(ratio < 0.95 for ratio in ratios) <= 4 and min(ratios) >= 0.85, sorted(ratios)[:5]
+
+
 @pytest.mark.parametrize(
     ("suite", "precision", "gain"),
     [
