@@ -1,8 +1,10 @@
 #pragma once
 
 #include <cstring>
+#include <type_traits>
 
 #include "arch/half.hpp"
+#include "geometry/dtype.hpp"
 
 // Storage types and their conversions, the same values on the host and on the device.
 namespace convt {
@@ -13,6 +15,21 @@ struct Float16 {
 struct BFloat16 {
   std::uint16_t bits;
 };
+
+// Calls `visit` with the identity of a dtype's storage type.
+template <class Visit>
+void with_storage(DType dtype, const Visit& visit) {
+  switch (dtype) {
+    case DType::float32:
+      return visit(std::type_identity<float>{});
+    case DType::float64:
+      return visit(std::type_identity<double>{});
+    case DType::float16:
+      return visit(std::type_identity<Float16>{});
+    case DType::bfloat16:
+      return visit(std::type_identity<BFloat16>{});
+  }
+}
 
 // What sums are kept in.
 template <class S>

@@ -35,9 +35,10 @@ void* stream_of(int device) {
   return raw;
 }
 
+std::uintptr_t number(const void* pointer) { return reinterpret_cast<std::uintptr_t>(pointer); }
+
 void launch(const PreparedOperator& prepared, const Pointers& pointers, int device) {
   if (const Rehearsal* const as = rehearsal()) {
-    const auto number = [](const void* pointer) { return reinterpret_cast<std::uintptr_t>(pointer); };
     nb::borrow(as->launch)(prepared.cuda, number(pointers.input), number(pointers.filter), number(pointers.bias),
                            number(pointers.output), number(pointers.workspace), device, number(pointers.stream));
     return;
@@ -79,7 +80,6 @@ void sum_on_gpu(const BiasSum& sum, PyObject* grad_output, const TorchTensor& fr
   const Workspace workspace(sum.workspace, grad_output);
   void* const stream = stream_of(from.device_index);
   if (const Rehearsal* const as = rehearsal()) {
-    const auto number = [](const void* pointer) { return reinterpret_cast<std::uintptr_t>(pointer); };
     nb::borrow(as->launch)(nb::handle(sum.on_gpu), number(from.data), 0, 0, number(to.data),
                            number(workspace.described.data), from.device_index, number(stream));
     return;

@@ -7,8 +7,7 @@ namespace convt {
 void launch_channel_sum(const ChannelSumPlan& plan, const void* source, void* result, void* workspace, void* stream,
                         int device) {
   const DeviceGuard guard(device);
-  with_storage(plan.dtype, [&](auto storage) {
-    using S = decltype(storage);
+  with_storage(plan.dtype, [&]<class S>(std::type_identity<S>) {
     using First = ChannelSum<S, S>;
     using Second = ChannelSum<Accumulator<S>, S>;
     const ChannelSumCall<S> call(plan, source, result, workspace);

@@ -39,21 +39,6 @@ struct ChannelSumCall {
   }
 };
 
-// Calls `visit` with a value of a dtype's storage type.
-template <class Visit>
-void with_storage(DType dtype, Visit visit) {
-  switch (dtype) {
-    case DType::float32:
-      return visit(float{});
-    case DType::float64:
-      return visit(double{});
-    case DType::float16:
-      return visit(Float16{});
-    case DType::bfloat16:
-      return visit(BFloat16{});
-  }
-}
-
 // On a stream of `device`; asynchronous. The caller's current device is the same afterwards. Throws std::runtime_error.
 void launch_channel_sum(const ChannelSumPlan& plan, const void* source, void* result, void* workspace, void* stream,
                         int device);

@@ -22,16 +22,7 @@ void use_kernel(DepthwiseLanes lanes, const Use& use) {
 // Calls `use` with the type of the kernel.
 template <class Use>
 void use_kernel(DType dtype, DepthwiseLanes lanes, const Use& use) {
-  switch (dtype) {
-    case DType::float32:
-      return use_kernel<float>(lanes, use);
-    case DType::float64:
-      return use_kernel<double>(lanes, use);
-    case DType::float16:
-      return use_kernel<Float16>(lanes, use);
-    case DType::bfloat16:
-      return use_kernel<BFloat16>(lanes, use);
-  }
+  with_storage(dtype, [&]<class S>(std::type_identity<S>) { use_kernel<S>(lanes, use); });
 }
 
 }  // namespace

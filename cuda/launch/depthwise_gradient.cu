@@ -41,16 +41,7 @@ void use_kernel(const DepthwisePlan& plan, const DepthwiseGradientLaunch& launch
 // Calls `use` with the type of the tensors and with that of the kernel.
 template <class Use>
 void use_kernel(const DepthwisePlan& plan, const DepthwiseGradientLaunch& launch, const Use& use) {
-  switch (plan.dtype) {
-    case DType::float32:
-      return use_kernel<float>(plan, launch, use);
-    case DType::float64:
-      return use_kernel<double>(plan, launch, use);
-    case DType::float16:
-      return use_kernel<Float16>(plan, launch, use);
-    case DType::bfloat16:
-      return use_kernel<BFloat16>(plan, launch, use);
-  }
+  with_storage(plan.dtype, [&]<class S>(std::type_identity<S>) { use_kernel<S>(plan, launch, use); });
 }
 
 }  // namespace

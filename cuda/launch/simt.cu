@@ -22,16 +22,7 @@ void use_operator(Operator op, const Use& use) {
 
 template <class Use>
 void use_kernel(const SimtPlan& plan, const Use& use) {
-  switch (plan.dtype) {
-    case DType::float32:
-      return use_operator<float>(plan.op, use);
-    case DType::float64:
-      return use_operator<double>(plan.op, use);
-    case DType::float16:
-      return use_operator<Float16>(plan.op, use);
-    case DType::bfloat16:
-      return use_operator<BFloat16>(plan.op, use);
-  }
+  with_storage(plan.dtype, [&]<class S>(std::type_identity<S>) { use_operator<S>(plan.op, use); });
 }
 
 }  // namespace

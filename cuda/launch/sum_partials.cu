@@ -20,16 +20,7 @@ void launch(const SumShape& shape, const void* partial, void* result, void* stre
 }  // namespace
 
 void launch_sum_partials(const SumShape& shape, DType dtype, const void* partial, void* result, void* stream) {
-  switch (dtype) {
-    case DType::float32:
-      return launch<float>(shape, partial, result, stream);
-    case DType::float64:
-      return launch<double>(shape, partial, result, stream);
-    case DType::float16:
-      return launch<Float16>(shape, partial, result, stream);
-    case DType::bfloat16:
-      return launch<BFloat16>(shape, partial, result, stream);
-  }
+  with_storage(dtype, [&]<class S>(std::type_identity<S>) { launch<S>(shape, partial, result, stream); });
 }
 
 }  // namespace convt

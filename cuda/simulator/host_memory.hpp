@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstring>
+#include <stdexcept>
 #include <vector>
 
 #include "arch/lanes.hpp"
@@ -12,6 +13,11 @@ namespace convt::simulator {
 template <class Visit>
 void each_thread(const DirectRun& run, Visit visit) {
   for (int i = 0; i < run.threads; ++i) visit(run.backwards ? run.threads - 1 - i : i);
+}
+
+// A host reads from anywhere: what a GPU may, at so many bytes, is asked here.
+inline void check_piece(std::int64_t piece, std::int64_t bytes) {
+  if (bytes % piece != 0) throw std::runtime_error("global memory: a misaligned piece");
 }
 
 // Shared memory of a block, or a workspace.

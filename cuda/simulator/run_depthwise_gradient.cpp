@@ -94,30 +94,14 @@ void run_grad_weight_type(const DirectRun& run, int taps, const DepthwiseGradien
 
 void run_depthwise_grad_input(const DirectRun& run, DType dtype, const DepthwiseGradientShape& shape,
                               const DirectOperands& data) {
-  switch (dtype) {
-    case DType::float32:
-      return run_grad_input_type<float>(run, shape, data);
-    case DType::float64:
-      return run_grad_input_type<double>(run, shape, data);
-    case DType::float16:
-      return run_grad_input_type<Float16>(run, shape, data);
-    case DType::bfloat16:
-      return run_grad_input_type<BFloat16>(run, shape, data);
-  }
+  with_storage(dtype, [&]<class S>(std::type_identity<S>) { run_grad_input_type<S>(run, shape, data); });
 }
 
 void run_depthwise_grad_weight(const DirectRun& run, DType dtype, int taps, const DepthwiseGradientShape& shape,
                                const SumShape& sum, std::int64_t workspace_bytes, const DirectOperands& data) {
-  switch (dtype) {
-    case DType::float32:
-      return run_grad_weight_type<float>(run, taps, shape, sum, workspace_bytes, data);
-    case DType::float64:
-      return run_grad_weight_type<double>(run, taps, shape, sum, workspace_bytes, data);
-    case DType::float16:
-      return run_grad_weight_type<Float16>(run, taps, shape, sum, workspace_bytes, data);
-    case DType::bfloat16:
-      return run_grad_weight_type<BFloat16>(run, taps, shape, sum, workspace_bytes, data);
-  }
+  with_storage(dtype, [&]<class S>(std::type_identity<S>) {
+    run_grad_weight_type<S>(run, taps, shape, sum, workspace_bytes, data);
+  });
 }
 
 }  // namespace convt::simulator

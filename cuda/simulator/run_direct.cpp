@@ -89,30 +89,12 @@ void run_simt_type(const DirectRun& run, const SimtPlan& plan, const Pointers& p
 
 void run_depthwise(const DirectRun& run, DType dtype, DepthwiseKind kind, const DepthwiseShape& shape,
                    const DirectOperands& data, const Program* program) {
-  switch (dtype) {
-    case DType::float32:
-      return run_depthwise_type<float>(run, kind, shape, data, program);
-    case DType::float64:
-      return run_depthwise_type<double>(run, kind, shape, data, program);
-    case DType::float16:
-      return run_depthwise_type<Float16>(run, kind, shape, data, program);
-    case DType::bfloat16:
-      return run_depthwise_type<BFloat16>(run, kind, shape, data, program);
-  }
+  with_storage(dtype, [&]<class S>(std::type_identity<S>) { run_depthwise_type<S>(run, kind, shape, data, program); });
 }
 
 void run_simt(const SimtPlan& plan, const Pointers& pointers, bool backwards) {
   const DirectRun run{plan.grid, plan.threads, plan.shared_bytes, backwards};
-  switch (plan.dtype) {
-    case DType::float32:
-      return run_simt_type<float>(run, plan, pointers);
-    case DType::float64:
-      return run_simt_type<double>(run, plan, pointers);
-    case DType::float16:
-      return run_simt_type<Float16>(run, plan, pointers);
-    case DType::bfloat16:
-      return run_simt_type<BFloat16>(run, plan, pointers);
-  }
+  with_storage(plan.dtype, [&]<class S>(std::type_identity<S>) { run_simt_type<S>(run, plan, pointers); });
 }
 
 }  // namespace convt::simulator

@@ -1,42 +1,32 @@
 #pragma once
 
-#include <algorithm>
-#include <stdexcept>
-#include <vector>
-
 #include "kernel/turn_input.hpp"
+#include "simulator/host_memory.hpp"
 
 namespace convt::simulator {
 
 template <Operand kOperand>
 void run_turn_of(const TurnParams& params, bool backwards) {
   using Kernel = TurnInput<kOperand>;
-  std::vector<Vector16> memory(Kernel::kShared / 4);
-  auto* const shared = memory.data()->word;
-  const auto each_thread = [&](auto visit) {
-    for (int at = 0; at < Kernel::kThreads; ++at) visit(backwards ? Kernel::kThreads - 1 - at : at);
-  };
-  for (std::int32_t tile = 0; tile < Kernel::tiles(params); ++tile) {
-    std::fill_n(shared, Kernel::kShared, ~0u);   // NaN
-    each_thread([&](int thread) { Kernel::fetch(params, tile, thread, shared); });
-    each_thread([&](int thread) { Kernel::store(params, tile, thread, shared); });
+  const DirectRun run{Kernel::tiles(params), Kernel::kThreads, 4 * Kernel::kShared, backwards};
+  PoisonedMemory memory(run.shared_bytes);
+  for (std::int32_t tile = 0; tile < run.blocks; ++tile) {
+    auto* const shared = reinterpret_cast<std::uint32_t*>(memory.poisoned());
+    each_thread(run, [&](int thread) { Kernel::fetch(params, tile, thread, shared); });
+    each_thread(run, [&](int thread) { Kernel::store(params, tile, thread, shared); });
   }
 }
 
-// A host reads from anywhere: what a GPU may is asked here.
 inline void check_pieces(const TurnParams& params, std::int64_t element_bytes) {
-  const auto check = [&](std::int64_t piece, std::int64_t at) {
-    if (at * element_bytes % piece != 0) throw std::runtime_error("global memory: a misaligned piece");
-  };
   if (params.from == TurnFrom::singly) return;
   const bool channels = params.from == TurnFrom::channels;
   const std::int64_t piece = channels ? 16 : params.piece;
-  check(piece, std::int64_t(reinterpret_cast<std::uintptr_t>(params.source) / std::uintptr_t(element_bytes)));
-  if (!channels) check(piece, params.pixels);
+  check_piece(piece, reinterpret_cast<std::intptr_t>(params.source));
+  if (!channels) check_piece(piece, params.pixels * element_bytes);
   for (int axis = 0; axis < 2 + kAxes; ++axis) {
     const std::int64_t channel_count = std::int64_t(params.groups) * params.channels;
     const bool stepped = axis == 0 ? params.images > 1 : axis == 1 ? !channels && channel_count > 1 : channels;
-    if (stepped) check(piece, params.strides[axis]);
+    if (stepped) check_piece(piece, params.strides[axis] * element_bytes);
   }
 }
 

@@ -152,9 +152,7 @@ void sum_up(const Plan& plan, const void* partial, void* result) {
 template <class Plan, class Params>
 void sum_up(const Plan& plan, const Params& params, const Pointers& pointers) {
   if (!params.partial) return;
-  if (plan.dtype == DType::float32) sum_up<float>(plan, params.result, pointers.filter);
-  if (plan.dtype == DType::float16) sum_up<Float16>(plan, params.result, pointers.filter);
-  if (plan.dtype == DType::bfloat16) sum_up<BFloat16>(plan, params.result, pointers.filter);
+  with_storage(plan.dtype, [&]<class S>(std::type_identity<S>) { sum_up<S>(plan, params.result, pointers.filter); });
 }
 
 // Tables that do not travel with the parameters are in the workspace first.
