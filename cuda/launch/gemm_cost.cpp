@@ -96,9 +96,9 @@ constexpr Weights kIeee{2.2, 2.2, 2.2, 2.2, 2.2, 2.2, 13, 4};
 struct Sides {
   double products, leaving, multiplied_tile, loading, loaded_tile, shared, l2, memory, first, launch;
 };
-constexpr Sides kWarpgroups{0.74, 1.7, 1300, 5.85, 6150, 0.29, 1.98, 0.65, 0.38, 21};
+constexpr Sides kWarpgroups{0.68, 1.31, 840, 5.04, 4450, 0.185, 1.81, 0.87, 0.1, 22};
 // The same where patches are tensor copies: nobody loads.
-constexpr Sides kBoxes{0.85, 2.2, 1640, 0, 500, 0.29, 1.3, 0.75, 0.42, 19.2};
+constexpr Sides kBoxes{0.85, 1.1, 4080, 0, 507, 0.23, 1.07, 0.5, 0.29, 15.5};
 
 // Bytes through L2 for those that a row of a patch has. Rows that start anywhere take a sector more than they fill; pixels of one
 // phase among several lie apart.
@@ -238,9 +238,9 @@ std::optional<TileWork> work_of(const GemmWork& work, const std::vector<BlockShi
     const double pieces = outputs * bytes / 16 + rows * (shape.output[1] == 1 ? 0 : 4);
     const double sums = config.warp_rows() * config.warp_pixels() / 32.0;
     const double staged = pieces / 32 * (whole ? 40 : 120) + config.warps() * 400.0;
-    leaving += tile.way == WayOut::staged   ? (grouped ? 4 : 1) * staged   // while loaders wait
-               : tile.way == WayOut::pixels ? config.warps() * (200.0 + sums * (bytes == 2 ? 5 : 9))
-               : tile.way == WayOut::rows   ? config.warps() * (400.0 + sums * (bytes == 2 ? 20 : 32))
+    leaving += tile.way == WayOut::staged   ? (!grouped ? 1 : bytes == 2 ? 6.7 : 3.1) * staged   // while loaders wait
+               : tile.way == WayOut::pixels ? config.warps() * (bytes == 2 ? 140 + 3.5 * sums : 370 + 16.7 * sums)
+               : tile.way == WayOut::rows   ? config.warps() * (bytes == 2 ? 470 + 23.6 * sums : 230 + 18 * sums)
                                             : config.warps() * (240.0 + 2 * sums);
     loading += batches * config.warps() * (60 + (loads > 1 ? 70 : 0));
     issue += own * mma_steps * config.warps() * (filter_loads + patch_loads * (ieee ? 9 : 1) + 8) +

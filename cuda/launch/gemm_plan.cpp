@@ -260,10 +260,6 @@ std::variant<GemmPlan, std::string> plan_gemm(const Request& request, const Devi
     if (choice && way == WayIn::turned) {
       choice->cost.turning = turning_time(shape, config, operand, device);
       choice->cost.total += choice->cost.turning;
-      bool strided = false;
-      for (const GemmShape::Along& along : shape.axes) strided = strided || along.stride * along.step > 1;
-      // Without strides gathering is better than the model has it, and takes no memory (H200).
-      if (!strided) choice->cost.total *= 1.15;
     }
     if (!choice || (best && best->cost.total <= choice->cost.total)) return;
     best = choice;
