@@ -127,9 +127,9 @@ class WarpgroupExecutor {
     __syncthreads();
   }
 
-  // Runs the roles side by side, with the registers that each needs: the last warp of those who load feeds. Further ones are idle.
-  template <int kLoaderRegisters, int kConsumerRegisters, class Load, class Feed, class Consume>
-  __device__ __forceinline__ void roles(Load load, Feed feed, Consume consume) {
+  // Runs the roles side by side, with the registers that each needs: the last warp of those who load feeds. Further ones round.
+  template <int kLoaderRegisters, int kConsumerRegisters, class Load, class Feed, class Round, class Consume>
+  __device__ __forceinline__ void roles(Load load, Feed feed, Round round, Consume consume) {
     const std::uint32_t warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);
     if (warp >= kThreads / 32) {
       sm90::shrink<kLoaderRegisters>();
@@ -137,6 +137,8 @@ class WarpgroupExecutor {
         load(*this);
       } else if (kLoaders % 128 == 0 || warp == (kThreads + kLoaders) / 32 - 1) {
         feed(*this);
+      } else {
+        round(*this);
       }
     } else {
       sm90::grow<kConsumerRegisters>();

@@ -188,6 +188,7 @@ struct GemmParams {
   RowOrder order;
   std::int32_t
       store_bytes;  // widest store that every pixel is aligned for, or every row, wherever it begins: `pixels` and `rows`
+  std::int32_t rounds;  // 1: patches are rounded where they lie in shared memory
   std::int32_t unit_pitch;  // bytes between units in a slice: `rows`
   std::int32_t across_log2;  // lanes along the pieces of a unit
   EpilogueProgram<float> program;

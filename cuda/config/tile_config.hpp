@@ -92,8 +92,8 @@ struct TileConfig {
   }
   // Bytes from a patch's pixel to the next.
   CONVT_HOST_DEVICE constexpr int pixel_bytes(WayIn way) const { return in_lines(way) ? planes * 16 : 16; }
-  // Of a kernel of warpgroups: filter stages full and empty, patches full and empty, tile left.
-  CONVT_HOST_DEVICE constexpr int barriers() const { return 2 * filter_stages + 2 * kMostPatchStages + 1; }
+  // Of a kernel of warpgroups: filter stages full and empty, patches full, empty and rounded, tile left.
+  CONVT_HOST_DEVICE constexpr int barriers() const { return 2 * filter_stages + 3 * kMostPatchStages + 1; }
   // Bytes that outlive a tile, or are read beyond the last patch by columns that are dropped.
   CONVT_HOST_DEVICE constexpr int lasting_bytes() const {
     const int lasting = 16 + 8 * pixels + warps() * kExitBytes + 8 * barriers();

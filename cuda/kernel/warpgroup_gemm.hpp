@@ -3,6 +3,7 @@
 #include "collective/filter_loader.hpp"
 #include "collective/pair_exit.hpp"
 #include "collective/patch_loader.hpp"
+#include "collective/patch_rounding.hpp"
 #include "collective/pixel_exit.hpp"
 #include "collective/row_exit.hpp"
 
@@ -25,6 +26,9 @@ struct WarpgroupGemm {
   static constexpr int kThreads = kConfig.block_threads(kWayIn);
   // That load and feed; a thread block of boxes has a few more, since warpgroups share out registers as a whole.
   static constexpr int kLoading = kWayIn == WayIn::boxes ? 64 : kConfig.threads();
+  // Of float32 those few round the patches, where the tensor is copied as it lies: tensor cores would truncate.
+  static constexpr bool kRounds = kWayIn == WayIn::boxes && kOperand == Operand::tf32;
+  using Rounding = PatchRounding<kLoading, kThreads - kConfig.threads() - kLoading>;
   static constexpr int kBlocks = kConfig.blocks_of(kOperand);
   static constexpr int kPixel = kConfig.pixel_bytes(kWayIn);
   static_assert(kConfig.warp_rows() == kMmaRows && kConfig.warp_pixels() == 2 * kGroupPixels &&
@@ -33,7 +37,8 @@ struct WarpgroupGemm {
 
   // Barriers, in this order behind params.shared.barriers.
   static constexpr int kFilterFull = 0, kFilterEmpty = kStages, kPatchFull = 2 * kStages,
-                       kPatchEmpty = kPatchFull + kMostPatchStages, kLeft = kPatchEmpty + kMostPatchStages;
+                       kPatchEmpty = kPatchFull + kMostPatchStages, kPatchRounded = kPatchEmpty + kMostPatchStages,
+                       kLeft = kPatchRounded + kMostPatchStages;
   static_assert(kLeft + 1 == kConfig.barriers());
   CONVT_HOST_DEVICE static std::int32_t barrier(const GemmParams& params, int first, std::int32_t at) {
     return params.shared.barriers + (first + at) * 8;
@@ -41,6 +46,7 @@ struct WarpgroupGemm {
   CONVT_HOST_DEVICE static int arrivals(int at) {
     if (at < kFilterEmpty) return 1;
     if (at >= kPatchFull && at < kPatchEmpty) return kWayIn == WayIn::boxes ? 1 : kConfig.loaders();
+    if (at >= kPatchRounded && at < kLeft) return Rounding::kWarps;
     return kConfig.warps();
   }
 
@@ -94,7 +100,37 @@ struct WarpgroupGemm {
       }
     };
     block.template roles<kConfig.loader_registers(kWayIn), kConfig.consumer_registers(kWayIn)>(
-        loading, [&](auto& group) { feed(group, params); }, [&](auto& group) { consume(group, params); });
+        loading, [&](auto& group) { feed(group, params); }, [&](auto& group) { round(group, params); },
+        [&](auto& group) { consume(group, params); });
+  }
+
+  // Patch after patch, where it lies, behind its copy.
+  template <class Executor>
+  CONVT_HOST_DEVICE static void round(Executor& group, const GemmParams& params) {
+    if constexpr (kRounds) {
+      if (!params.rounds) return;
+      using Warp = typename Executor::Warp;
+      struct Nothing {};
+      typename Executor::template PerWarp<Nothing> nothing;
+      Ring<kPatches> at;
+      for (std::int32_t index = group.index(); index < params.tiles; index += group.count()) {
+        const Work work = work_of(group, params, index);
+        std::int32_t bytes = 0;
+#pragma unroll 1
+        for (std::int32_t patch = 0, chunk = 0; patch < work.patches; ++patch) {
+          if (chunk == 0) bytes = shifts_at(group, params, work, patch / params.chunks).pixels * kPixel;
+          const std::int32_t first = params.shared.patch + at.stage * params.shared.patch_stage_bytes;
+          group.wait(barrier(params, kPatchFull, at.stage), at.parity);
+          group.each_warp(nothing, [=](Warp& warp, Nothing&) {
+            Rounding::run(warp, first, bytes);
+            warp.publish();
+          });
+          group.arrive_warps(barrier(params, kPatchRounded, at.stage));
+          at.next(patch_stages(params));
+          if (++chunk == params.chunks) chunk = 0;
+        }
+      }
+    }
   }
 
   // Patch after patch, each one copy.
@@ -268,9 +304,10 @@ struct WarpgroupGemm {
     std::int32_t offset =
         group.template load<ShiftRecord>(params.tables + params.table.shifts + shifts.first_shift * sizeof(ShiftRecord))
             .pixel_offset;
+    const int ready = kRounds && params.rounds ? kPatchRounded : kPatchFull;
     std::int32_t last_filter = -1, last_patch = -1;   // whose products may be under way
     for (std::int32_t patch = 0, chunk = 0; patch < work.patches; ++patch) {
-      group.wait(barrier(params, kPatchFull, from.stage), from.parity);
+      group.wait(barrier(params, ready, from.stage), from.parity);
       const std::int32_t pixels = params.shared.patch + from.stage * params.shared.patch_stage_bytes;
       const std::int32_t plane_bytes = shifts.pixels * 16;
 #pragma unroll 1

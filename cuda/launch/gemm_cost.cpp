@@ -1,5 +1,4 @@
 #include "launch/gemm_cost.hpp"
-#include "launch/turn_plan.hpp"
 
 #include <algorithm>
 #include <limits>
@@ -63,13 +62,28 @@ bool comes_in_boxes(const GemmShape& shape, const TileConfig& config, Operand op
   const int vector = operand_vector(operand);
   // Channels beyond the tensor's are 0; those of another group are not.
   const bool own = shape.problem.groups == 1 || shape.in_channels % (config.planes * vector) == 0;
-  return config.has(operand, WayIn::boxes) && !is_float32(operand) && own &&
-         whole_vectors(shape.input, shape.in_channels, vector) && is_copied(shape, operand);
+  return config.has(operand, WayIn::boxes) && own && whole_vectors(shape.input, shape.in_channels, vector) &&
+         is_copied(shape, operand);
 }
 
 bool comes_turned(const GemmShape& shape, const TileConfig& config, Operand operand) {
-  return config.has(operand, WayIn::turned) && can_turn(shape, config, operand) &&
+  return config.has(operand, WayIn::turned) && can_turn(turn_shape(shape, config, operand)) &&
          is_copied(turned_shape(shape, config, operand), operand);
+}
+
+TurnShape turn_shape(const GemmShape& shape, const TileConfig& config, Operand operand) {
+  const std::int64_t groups = shape.problem.groups;
+  const int vector = operand_vector(operand);
+  const std::int64_t pitch = round_up(shape.in_channels, groups == 1 ? vector : config.planes * vector);
+  TurnShape turn{shape.input, shape.problem.batch, groups, shape.in_channels, pitch};
+  for (int axis = 0; axis < kAxes; ++axis) turn.extents[axis] = shape.axes[axis].input;
+  return turn;
+}
+
+GemmShape turned_shape(const GemmShape& shape, const TileConfig& config, Operand operand) {
+  GemmShape turned = shape;
+  turned.input = turned_strides(turn_shape(shape, config, operand));
+  return turned;
 }
 
 int blocks_that_fit(const TileConfig& config, Operand operand, const DeviceTraits& device) {
@@ -97,8 +111,8 @@ struct Sides {
   double products, leaving, multiplied_tile, loading, loaded_tile, shared, l2, memory, first, launch;
 };
 constexpr Sides kWarpgroups{0.68, 1.31, 840, 5.04, 4450, 0.185, 1.81, 0.87, 0.1, 22};
-// The same where patches are tensor copies: nobody loads.
-constexpr Sides kBoxes{0.85, 1.1, 4080, 0, 507, 0.23, 1.07, 0.5, 0.29, 15.5};
+// The same where patches are tensor copies: nobody loads, but float32 is rounded.
+constexpr Sides kBoxes{0.85, 1.1, 4080, 1, 507, 0.23, 1.07, 0.5, 0.29, 15.5};
 
 // Bytes through L2 for those that a row of a patch has. Rows that start anywhere take a sector more than they fill; pixels of one
 // phase among several lie apart.
@@ -238,11 +252,16 @@ std::optional<TileWork> work_of(const GemmWork& work, const std::vector<BlockShi
     const double pieces = outputs * bytes / 16 + rows * (shape.output[1] == 1 ? 0 : 4);
     const double sums = config.warp_rows() * config.warp_pixels() / 32.0;
     const double staged = pieces / 32 * (whole ? 40 : 120) + config.warps() * 400.0;
-    leaving += tile.way == WayOut::staged   ? (!grouped ? 1 : bytes == 2 ? 6.7 : 3.1) * staged   // while loaders wait
+    leaving += tile.way == WayOut::staged   ? (!grouped     ? 1
+                                               : bytes == 2 ? 6.7
+                                                            : 3.1) *
+                                                  staged   // while loaders wait
                : tile.way == WayOut::pixels ? config.warps() * (bytes == 2 ? 140 + 3.5 * sums : 370 + 16.7 * sums)
                : tile.way == WayOut::rows   ? config.warps() * (bytes == 2 ? 470 + 23.6 * sums : 230 + 18 * sums)
                                             : config.warps() * (240.0 + 2 * sums);
-    loading += batches * config.warps() * (60 + (loads > 1 ? 70 : 0));
+    constexpr double rounding = 0.1;   // of a byte: predicted
+    loading += in_lines(work.way) ? (work.rounds() ? units * 16 * rounding : 0)
+                                  : batches * config.warps() * (60 + (loads > 1 ? 70 : 0));
     issue += own * mma_steps * config.warps() * (filter_loads + patch_loads * (ieee ? 9 : 1) + 8) +
              own * chunks * config.warps() * 45;
     const double output_row = tile.row * block.block.w_count * bytes;

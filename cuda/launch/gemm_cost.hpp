@@ -5,6 +5,7 @@
 
 #include "launch/gemm_plan.hpp"
 #include "launch/gemm_tables.hpp"
+#include "launch/turn_plan.hpp"
 
 // What a candidate of the implicit GEMM would take, for choosing among them.
 namespace convt {
@@ -39,6 +40,8 @@ struct GemmWork {
   bool by_pixels, by_rows;        // what leaves_by_pixels and leaves_by_rows say
   WayIn way;
 
+  // Whether patches come as they lie in memory and have still to be rounded.
+  bool rounds() const { return way == WayIn::boxes && is_float32(operand); }
   double mma_steps() const { return std::ceil(double(shape.in_channels) / (kMmaPlanes * operand_vector(operand))); }
   double chunks() const { return std::ceil(mma_steps() * kMmaPlanes / config.planes); }
   PatchLimits limits() const { return {capacity, in_lines(way) ? 0 : config.planes}; }
@@ -47,10 +50,14 @@ struct GemmWork {
 GemmWork gemm_work(const GemmShape& shape, const DeviceTraits& device, const TileConfig& config, Operand operand,
                    int blocks, WayIn way = WayIn::gathered);
 
-// Whether tensor copies may fetch a configuration's patches from a tensor: channels innermost in whole vectors, 16 bits that need no
-// rounding, and steps, strides and groups that the copies know. Whether from a turned one.
+// Whether tensor copies may fetch a configuration's patches from a tensor: channels innermost in whole vectors, and steps, strides
+// and groups that the copies know. Whether from a turned one.
 bool comes_in_boxes(const GemmShape& shape, const TileConfig& config, Operand operand);
 bool comes_turned(const GemmShape& shape, const TileConfig& config, Operand operand);
+// The input as it is turned, in whole vectors of channels, or with several groups in whole chunks, since a box would reach into the
+// next group; and the same operator on it.
+TurnShape turn_shape(const GemmShape& shape, const TileConfig& config, Operand operand);
+GemmShape turned_shape(const GemmShape& shape, const TileConfig& config, Operand operand);
 
 // How the sums of a tile leave. Straight from registers: where there are no phases, and pairs of positions do not straddle rows.
 WayOut way_out(const GemmWork& work, const TileBox& box, std::int32_t block_channels);

@@ -7,7 +7,6 @@
 
 #include "launch/gemm_search.hpp"
 #include "launch/pack_plan.hpp"
-#include "launch/turn_plan.hpp"
 
 namespace convt {
 
@@ -61,7 +60,7 @@ PatchBox box_of(const GemmWork& work, const PatchShape& patch) {
   const int bytes = operand_bytes(work.operand);
   PatchBox box{};
   const bool turned = work.way == WayIn::turned;
-  const std::int64_t pitch = turned ? turned_pitch(shape, work.config, work.operand) : shape.in_channels;
+  const std::int64_t pitch = turned ? turn_shape(shape, work.config, work.operand).pitch : shape.in_channels;
   box.extent[0] = pitch * shape.problem.groups;
   box.count[0] = work.config.planes * operand_vector(work.operand);
   box.stride[0] = bytes;
@@ -178,6 +177,7 @@ std::variant<GemmPlan, std::string> build(const GemmWork& work, const GemmChoice
   params.output_vectors =
       channels_inner && whole_vectors(shape.output, shape.out_channels, vector) && params.block_channels % vector == 0;
 
+  params.rounds = work.rounds();
   params.way_out = way_out(work, choice.box, choice.block_channels);
   params.store_bytes = aligned_bytes(shape, operand_bytes(work.operand));
   params.order = params.way_out == WayOut::rows ? order_of(work) : RowOrder{};
@@ -216,7 +216,7 @@ std::variant<GemmPlan, std::string> build(const GemmWork& work, const GemmChoice
       params.splits > 1 ? plan.grid * work.config.rows * work.config.pixels * std::int64_t(sizeof(float)) : 0;
   plan.workspace_bytes = plan.partial_offset + partial;
   if (work.way == WayIn::turned) {
-    plan.turn = plan_turning(gemm_shape(request), work.config, work.operand);
+    plan.turn = plan_turning(turn_shape(gemm_shape(request), work.config, work.operand), work.operand);
     plan.turned_offset = round_up(plan.workspace_bytes, 256);
     plan.workspace_bytes = plan.turned_offset + turned_bytes(plan.turn, work.operand);
   }
@@ -258,7 +258,7 @@ std::variant<GemmPlan, std::string> plan_gemm(const Request& request, const Devi
   const auto weigh = [&](WayIn way) {
     auto choice = search.best(work_in(way));
     if (choice && way == WayIn::turned) {
-      choice->cost.turning = turning_time(shape, config, operand, device);
+      choice->cost.turning = turning_time(turn_shape(shape, config, operand), operand, device);
       choice->cost.total += choice->cost.turning;
     }
     if (!choice || (best && best->cost.total <= choice->cost.total)) return;
@@ -287,10 +287,9 @@ GemmLaunch bind(const GemmPlan& plan, const Pointers& pointers) {
   const bool forward = plan.op == Operator::forward;
   launch.gemm.input = forward ? pointers.input : pointers.output;
   if (plan.way == WayIn::turned) {
-    launch.turn.source = launch.gemm.input;
-    launch.turn.target = workspace + plan.turned_offset;
-    align_turning(launch.turn);
-    launch.gemm.input = launch.turn.target;
+    void* turned = workspace + plan.turned_offset;
+    place_turning(launch.turn, launch.gemm.input, turned);
+    launch.gemm.input = turned;
   }
   launch.gemm.bias = pointers.bias;
   launch.gemm.output = forward ? pointers.output : pointers.input;

@@ -20,7 +20,9 @@ GemmKernel find_kernel(const OuterPlan& plan) {
 }  // namespace
 
 void launch_outer(const OuterPlan& plan, const Pointers& pointers) {
-  launch_product(plan, bind(plan, pointers), find_kernel(plan).function, plan.config.block_threads(), pointers,
+  const OuterLaunch launch = bind(plan, pointers);
+  for (const TurnParams& turn : launch.turns) launch_turning(turn, plan.operand, pointers.stream);
+  launch_product(plan, launch.outer, find_kernel(plan).function, plan.config.block_threads(), pointers,
                  "launching the weight gradient");
 }
 

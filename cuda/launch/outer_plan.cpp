@@ -314,14 +314,8 @@ Innermost innermost_of(const Request& request, int vector) {
   return channels ? Innermost::channels : Innermost::pixels;
 }
 
-}  // namespace
-
-std::variant<OuterPlan, std::string> plan_outer(const Request& request, const DeviceTraits& device,
-                                                const OuterConfig& config) {
-  if (const std::string reason = gemm_refusal(request); !reason.empty()) return reason;
-  const Operand operand = operand_of(request.dtype, request.precision);
-  if (!config.has(operand)) return kTruncates;
-  if (device.capability != 90) return kHoppers;
+std::variant<OuterPlan, std::string> plan_as_it_lies(const Request& request, const DeviceTraits& device,
+                                                     const OuterConfig& config, Operand operand) {
   const OuterWork work{request, device, config, operand, innermost_of(request, operand_vector(operand))};
   // Taps that reach far, and strides as large, have a patch of their own and boxes of fewer positions.
   for (const std::int64_t most_taps : {kUnlimited, std::int64_t(1)}) {
@@ -333,11 +327,79 @@ std::variant<OuterPlan, std::string> plan_outer(const Request& request, const De
   return "needs more shared memory than this GPU gives a thread block";
 }
 
-OuterParams bind(const OuterPlan& plan, const Pointers& pointers) {
-  OuterParams params = plan.params;
+TurnShape turn_shape(const Strides& strides, const Problem& problem, bool of_output) {
+  const std::int64_t channels = of_output ? problem.out_channels : problem.in_channels;
+  TurnShape turn{strides, problem.batch, 1, channels, channels};
+  for (int axis = 0; axis < kAxes; ++axis) {
+    turn.extents[axis] = of_output ? problem.axes[axis].output() : problem.axes[axis].input;
+  }
+  return turn;
+}
+
+// With both tensors' channels innermost, in whole vectors, turned where they lie otherwise. Elements of 16 bits, which rows of pixels
+// without a vector's alignment take through registers.
+std::optional<OuterPlan> plan_turned(const Request& request, const DeviceTraits& device, const OuterConfig& config,
+                                     Operand operand) {
+  const Problem& problem = request.problem;
+  const int vector = operand_vector(operand);
+  if (operand_bytes(operand) != 2 || problem.group_in_channels() % vector != 0 ||
+      problem.group_out_channels() % vector != 0) {
+    return std::nullopt;
+  }
+  Request turned = request;
+  double time = 0;
+  for (Strides Request::* const side : {&Request::input, &Request::output}) {
+    const TurnShape turn = turn_shape(request.*side, problem, side == &Request::output);
+    if (whole_vectors(turn.strides, turn.channels, vector)) continue;
+    if (!can_turn(turn)) return std::nullopt;
+    turned.*side = turned_strides(turn);
+    time += turning_time(turn, operand, device);
+  }
+  auto planned = plan_as_it_lies(turned, device, config, operand);
+  OuterPlan* const plan = std::get_if<OuterPlan>(&planned);
+  if (time == 0 || plan == nullptr) return std::nullopt;
+  for (Strides Request::* const side : {&Request::input, &Request::output}) {
+    if (turned.*side == request.*side) continue;
+    const bool of_output = side == &Request::output;
+    const TurnParams turn = plan_turning(turn_shape(request.*side, problem, of_output), operand);
+    const std::int64_t offset = round_up(plan->workspace_bytes, 256);
+    (of_output ? plan->patch : plan->input) = {turn, offset};
+    plan->workspace_bytes = offset + turned_bytes(turn, operand);
+  }
+  plan->cost.turning = time;
+  plan->cost.total += time;
+  return std::move(*plan);
+}
+
+}  // namespace
+
+std::variant<OuterPlan, std::string> plan_outer(const Request& request, const DeviceTraits& device,
+                                                const OuterConfig& config) {
+  if (const std::string reason = gemm_refusal(request); !reason.empty()) return reason;
+  const Operand operand = operand_of(request.dtype, request.precision);
+  if (!config.has(operand)) return kTruncates;
+  if (device.capability != 90) return kHoppers;
+  auto plan = plan_as_it_lies(request, device, config, operand);
+  if (device.tensor_copies == 0) return plan;
+  auto turned = plan_turned(request, device, config, operand);
+  const OuterPlan* const other = std::get_if<OuterPlan>(&plan);
+  const bool pays = other == nullptr || (turned && turned->cost.total < other->cost.total);
+  if (turned && (pays || device.tensor_copies > 1)) return std::move(*turned);
+  return plan;
+}
+
+OuterLaunch bind(const OuterPlan& plan, const Pointers& pointers) {
+  OuterLaunch launch{plan.params, {}};
+  OuterParams& params = launch.outer;
   char* workspace = static_cast<char*>(pointers.workspace);
-  params.input = pointers.input;
-  params.patch = pointers.output;
+  const auto lying = [&](const void* source, const std::optional<OuterPlan::Turning>& turning) {
+    if (!turning) return source;
+    void* const target = workspace + turning->offset;
+    place_turning(launch.turns.emplace_back(turning->params), source, target);
+    return static_cast<const void*>(target);
+  };
+  params.input = lying(pointers.input, plan.input);
+  params.patch = lying(pointers.output, plan.patch);
   params.result = params.partial ? static_cast<void*>(workspace + plan.partial_offset) : pointers.filter;
   params.tables = plan.carried() ? nullptr : workspace;
   // The plan counts on torch's alignment; views may have less.
@@ -358,7 +420,7 @@ OuterParams bind(const OuterPlan& plan, const Pointers& pointers) {
     params.input_by_registers = params.patch_by_registers =
         plan.inner == Innermost::channels || operand_bytes(plan.operand) < 4;
   }
-  return params;
+  return launch;
 }
 
 }  // namespace convt

@@ -3,51 +3,51 @@
 #include <algorithm>
 #include <limits>
 
+#include "launch/gemm_shape.hpp"
+
 namespace convt {
 
-std::int64_t turned_pitch(const GemmShape& shape, const TileConfig& config, Operand operand) {
-  const int vector = operand_vector(operand);
-  return round_up(shape.in_channels, shape.problem.groups == 1 ? vector : config.planes * vector);
-}
-
-GemmShape turned_shape(const GemmShape& shape, const TileConfig& config, Operand operand) {
-  GemmShape turned = shape;
-  std::int64_t stride = turned_pitch(shape, config, operand) * shape.problem.groups;
-  turned.input[1] = 1;
+Strides turned_strides(const TurnShape& shape) {
+  Strides turned{};
+  std::int64_t stride = shape.width();
+  turned[1] = 1;
   for (int axis = kAxes - 1; axis >= 0; --axis) {
-    turned.input[2 + axis] = stride;
-    stride *= shape.axes[axis].input;
+    turned[2 + axis] = stride;
+    stride *= shape.extents[axis];
   }
-  turned.input[0] = stride;
+  turned[0] = stride;
   return turned;
 }
 
-TurnParams plan_turning(const GemmShape& shape, const TileConfig& config, Operand operand) {
+std::int64_t turned_bytes(const TurnParams& params, Operand operand) {
+  return params.images * params.pixels * params.groups * params.pitch * operand_bytes(operand);
+}
+
+TurnParams plan_turning(const TurnShape& shape, Operand operand) {
   const int vector = operand_vector(operand);
   TurnParams params{};
-  std::copy(shape.input.begin(), shape.input.end(), params.strides);
+  std::copy(shape.strides.begin(), shape.strides.end(), params.strides);
   params.pixels = 1;
   bool flat = true;
   for (int axis = kAxes - 1; axis >= 0; --axis) {
-    const std::int64_t extent = shape.axes[axis].input;
-    flat = flat && (extent == 1 || shape.input[2 + axis] == params.pixels);
-    params.pixels *= extent;
+    flat = flat && (shape.extents[axis] == 1 || shape.strides[2 + axis] == params.pixels);
+    params.pixels *= shape.extents[axis];
   }
-  params.from = flat                                                    ? TurnFrom::pixels
-                : whole_vectors(shape.input, shape.in_channels, vector) ? TurnFrom::channels
-                                                                        : TurnFrom::singly;
+  params.from = flat                                                   ? TurnFrom::pixels
+                : whole_vectors(shape.strides, shape.channels, vector) ? TurnFrom::channels
+                                                                       : TurnFrom::singly;
   std::int64_t places = 16 | params.pixels * operand_bytes(operand);
-  if (shape.in_channels * shape.problem.groups > 1) places |= shape.input[1] * operand_bytes(operand);
-  if (shape.problem.batch > 1) places |= shape.input[0] * operand_bytes(operand);
+  if (shape.channels * shape.groups > 1) places |= shape.strides[1] * operand_bytes(operand);
+  if (shape.images > 1) places |= shape.strides[0] * operand_bytes(operand);
   params.piece = std::int32_t(places & -places);
-  params.channels = std::int32_t(shape.in_channels);
-  params.pitch = std::int32_t(turned_pitch(shape, config, operand));
-  params.groups = std::int32_t(shape.problem.groups);
-  params.images = std::int32_t(shape.problem.batch);
+  params.channels = std::int32_t(shape.channels);
+  params.pitch = std::int32_t(shape.pitch);
+  params.groups = std::int32_t(shape.groups);
+  params.images = std::int32_t(shape.images);
   params.vectors_log2 = 1;
-  while (params.vectors_log2 < 3 && vector << params.vectors_log2 < params.groups * params.pitch) ++params.vectors_log2;
-  params.by_width = FastDivisor(shape.axes[2].input);
-  params.by_height = FastDivisor(shape.axes[1].input);
+  while (params.vectors_log2 < 3 && vector << params.vectors_log2 < shape.width()) ++params.vectors_log2;
+  params.by_width = FastDivisor(shape.extents[2]);
+  params.by_height = FastDivisor(shape.extents[1]);
   params.by_pitch = FastDivisor(params.pitch);
   const auto divide = [&](auto kernel) {
     params.by_channel_blocks = FastDivisor(kernel.channel_blocks(params));
@@ -61,31 +61,27 @@ TurnParams plan_turning(const GemmShape& shape, const TileConfig& config, Operan
   return params;
 }
 
-bool can_turn(const GemmShape& shape, const TileConfig& config, Operand operand) {
+bool can_turn(const TurnShape& shape) {
   constexpr double most = std::numeric_limits<std::int32_t>::max();
-  const double width = double(turned_pitch(shape, config, operand)) * double(shape.problem.groups);
+  const double width = double(shape.pitch) * double(shape.groups);
   double pixels = 1;
-  for (const GemmShape::Along& along : shape.axes) pixels *= double(along.input);
-  const double tiles = double(shape.problem.batch) * (pixels / 64 + 1) * (width / 8 + 1);
+  for (const std::int64_t extent : shape.extents) pixels *= double(extent);
+  const double tiles = double(shape.images) * (pixels / 64 + 1) * (width / 8 + 1);
   return pixels < most - 256 && tiles < most && width < most;
 }
 
-std::int64_t turned_bytes(const TurnParams& params, Operand operand) {
-  return params.images * params.pixels * params.groups * params.pitch * operand_bytes(operand);
-}
-
-double turning_time(const GemmShape& shape, const TileConfig& config, Operand operand, const DeviceTraits& device) {
-  double pixels = double(shape.problem.batch) * double(shape.problem.groups) * operand_bytes(operand);
-  for (const GemmShape::Along& along : shape.axes) pixels *= double(along.input);
-  const double bytes = pixels * double(shape.in_channels + turned_pitch(shape, config, operand));
+double turning_time(const TurnShape& shape, Operand operand, const DeviceTraits& device) {
+  const double pixels = double(shape.images) * double(shape.pixels()) * double(shape.groups);
+  const double bytes = pixels * double(shape.channels + shape.pitch) * operand_bytes(operand);
   // Of what a copy reaches (H200).
-  const bool along = whole_vectors(shape.input, shape.in_channels, operand_vector(operand));
-  const double share = along ? 0.97 : 0.78;
+  const double share = whole_vectors(shape.strides, shape.channels, operand_vector(operand)) ? 0.97 : 0.78;
   return 4.7 + bytes / (share * device.memory_gbs) * 1e-3;
 }
 
-void align_turning(TurnParams& params) {
-  const auto address = reinterpret_cast<std::uintptr_t>(params.source);
+void place_turning(TurnParams& params, const void* source, void* target) {
+  params.source = source;
+  params.target = target;
+  const auto address = reinterpret_cast<std::uintptr_t>(source);
   if (params.from == TurnFrom::channels && address % 16 != 0) params.from = TurnFrom::singly;
   while (address % std::uintptr_t(params.piece) != 0) params.piece /= 2;
 }

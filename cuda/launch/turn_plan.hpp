@@ -1,29 +1,35 @@
 #pragma once
 
+#include <array>
+
 #include "config/tile_config.hpp"
 #include "kernel/turn_input.hpp"
-#include "launch/gemm_shape.hpp"
+#include "launch/request.hpp"
 
 namespace convt {
 
-// Channels from one group to the next where an input is turned: whole vectors, or with several groups whole chunks, since a box would
-// reach into the next group.
-std::int64_t turned_pitch(const GemmShape& shape, const TileConfig& config, Operand operand);
+// A tensor that is turned to [image][pixel][group][channel] before a kernel reads it.
+struct TurnShape {
+  Strides strides{};                             // as it lies
+  std::int64_t images = 1, groups = 1, channels = 1;   // channels of a group
+  std::int64_t pitch = 1;                        // channels from one group to the next, turned
+  std::array<std::int64_t, kAxes> extents{1, 1, 1};
 
-// The same operator on the turned input.
-GemmShape turned_shape(const GemmShape& shape, const TileConfig& config, Operand operand);
+  std::int64_t pixels() const { return extents[0] * extents[1] * extents[2]; }   // of an image
+  std::int64_t width() const { return groups * pitch; }                          // of a turned pixel
+};
 
-// How it is turned, without pointers; and what that takes, microseconds.
-TurnParams plan_turning(const GemmShape& shape, const TileConfig& config, Operand operand);
-double turning_time(const GemmShape& shape, const TileConfig& config, Operand operand, const DeviceTraits& device);
-// Whether an index tells its tiles.
-bool can_turn(const GemmShape& shape, const TileConfig& config, Operand operand);
+Strides turned_strides(const TurnShape& shape);
 
-// Bytes of the turned input.
+// How it is turned, without pointers; and what that takes: bytes, microseconds.
+TurnParams plan_turning(const TurnShape& shape, Operand operand);
 std::int64_t turned_bytes(const TurnParams& params, Operand operand);
+double turning_time(const TurnShape& shape, Operand operand, const DeviceTraits& device);
+// Whether an index tells its tiles.
+bool can_turn(const TurnShape& shape);
 
-// Fetches less at a time where the source is not aligned for more.
-void align_turning(TurnParams& params);
+// Tells where from and where to. Fetches less at a time where the source is not aligned for more.
+void place_turning(TurnParams& params, const void* source, void* target);
 
 // On the current device. Throws std::runtime_error.
 void launch_turning(const TurnParams& params, Operand operand, void* stream);

@@ -179,7 +179,9 @@ Counters simulate(const WeightPlan& plan, const Pointers& pointers, const Schedu
 }
 
 Counters simulate(const OuterPlan& plan, const Pointers& pointers, const Schedule& schedule) {
-  const OuterParams params = bind(plan, pointers);
+  const OuterLaunch launch = bind(plan, pointers);
+  const OuterParams& params = launch.outer;
+  for (const TurnParams& turn : launch.turns) run_turn(turn, plan.operand, schedule.order == 1);
   place_tables(plan, pointers);
   Counters counters;
   for (const RunOuter run : {

@@ -13,7 +13,7 @@
 #include "collective/gemm_params.hpp"
 #include "simulator/group_host_warp.hpp"
 
-// Plays a warp-specialised thread block on the host: its roles (loaders, feeder, each warpgroup that multiplies) run in turns, one at
+// Plays a warp-specialised thread block on the host: its roles (loaders, feeder, rounders, each warpgroup that multiplies) run in turns, one at
 // a time. One goes on until it waits for a round that is not complete; then it is the next one's turn. Warps of a role wait each for
 // itself: in order 2 the last one does nothing until nobody can go on without it. When all wait, the kernel would hang.
 namespace convt::simulator {
@@ -251,7 +251,7 @@ class HostGroup {
   void flush() { run(int(warps_.size())); }
   void finish() { go_on(); }
 
-  static constexpr int kLoaders = 0, kFeeder = 1, kFirstMultiplying = 2;   // roles
+  static constexpr int kLoaders = 0, kFeeder = 1, kRounder = 2, kFirstMultiplying = 3;   // roles
   static constexpr int kWaits = 8;   // schedules name barriers between roles from here
 
  private:
@@ -322,7 +322,7 @@ class HostGroup {
   std::vector<std::vector<Work>> queues_;
 };
 
-// `groups` warpgroups multiply, `loading` warps load, and in some kernels one more feeds.
+// `groups` warpgroups multiply, `loading` warps load, and in some kernels one more feeds and two round.
 class WarpgroupBlock {
  public:
   WarpgroupBlock(std::int32_t index, std::int32_t count, int groups, int loading, const InputMemory& input,
@@ -333,7 +333,7 @@ class WarpgroupBlock {
                count,
                input,
                {std::vector<char>(shared_bytes, char(0xff)), schedule, &counters},   // NaN in every type
-               RoundBarriers(2 + groups, schedule.order == 1)} {}
+               RoundBarriers(HostGroup::kFirstMultiplying + groups, schedule.order == 1)} {}
 
   template <class Arrivals>
   void setup(std::int32_t barriers, int count, Arrivals arrivals) {
@@ -341,9 +341,9 @@ class WarpgroupBlock {
     for (int at = 0; at < count; ++at) block_.barriers.add(arrivals(at));
   }
 
-  template <int, int, class Load, class Feed, class Consume>
-  void roles(Load load, Feed feed, Consume consume) {
-    std::vector<std::exception_ptr> failed(2 + groups_);
+  template <int, int, class Load, class Feed, class Round, class Consume>
+  void roles(Load load, Feed feed, Round round, Consume consume) {
+    std::vector<std::exception_ptr> failed(HostGroup::kFirstMultiplying + groups_);
     const auto play = [&](int role, int first, int warps, auto& text) {
       block_.barriers.begin(role);
       try {
@@ -358,6 +358,7 @@ class WarpgroupBlock {
     std::vector<std::thread> threads;
     threads.emplace_back([&] { play(HostGroup::kLoaders, 0, loading_, load); });
     threads.emplace_back([&] { play(HostGroup::kFeeder, loading_, 1, feed); });
+    threads.emplace_back([&] { play(HostGroup::kRounder, loading_ + 1, 2, round); });
     for (int group = 0; group < groups_; ++group) {
       threads.emplace_back([&, group] { play(HostGroup::kFirstMultiplying + group, 4 * group, 4, consume); });
     }
@@ -368,7 +369,8 @@ class WarpgroupBlock {
   }
   template <int kLoaders, int kConsumers, class Load, class Consume>
   void roles(Load load, Consume consume) {
-    roles<kLoaders, kConsumers>(load, [](HostGroup&) {}, consume);
+    const auto nothing = [](HostGroup&) {};
+    roles<kLoaders, kConsumers>(load, nothing, nothing, consume);
   }
 
  private:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import adversarial
-from adversarial import ADVERSARIAL, exact, exact_gradients, grouped, hopper
+from adversarial import ADVERSARIAL, exact, exact_gradients, grouped, hopper, is_hoppers
 from convt import _C
 
 CONFIGS = tuple(config for config in _C.cuda_configs() if grouped(config))
@@ -59,6 +59,35 @@ def check(case, operator, device):
     return ways
 
 
+def check_weight_gradients(case, device):
+    """The tensors that were turned first, by configurations of Hopper's that computed a problem exactly."""
+    input, weight, _, _ = exact(case, device)
+    _, _, grad_output, _, wanted = exact_gradients(case, device)
+    stride, padding, output_padding, groups, dilation = case.geometry
+    turned = set()
+    for config in filter(is_hoppers, _C.cuda_configs("grad_weight")):
+        for number, (of_input, of_output) in enumerate(zip(LAYOUTS, (*LAYOUTS[2:], *LAYOUTS[:2]), strict=True)):
+            dtype = DTYPES[1 + number % 2]
+            values, gradient = of_input(input.to(dtype)), of_output(grad_output.to(dtype))
+            result = torch.full_like(weight, float("nan"), dtype=dtype)
+            gpu = {"tensor_copies": 2} | ({"multiprocessors": 3} if device == "cpu" else {})
+            plan = _C.cuda_plan(
+                "grad_weight", tuple(values.shape), values.stride(), tuple(result.shape), result.stride(), None,
+                gradient.stride(), str(dtype).removeprefix("torch."), "tf32", stride, padding, output_padding,
+                groups, dilation, gpu, config,
+            )  # fmt: skip
+            compute(plan, values, result, gradient, True)
+            assert torch.equal(result, wanted.to(dtype)), f"{config} {dtype} {of_input.__name__} {of_output.__name__}"
+            turned.update(plan.explain()["turned"])
+    return turned
+
+
+def turned_of(case):
+    """Both tensors, in some layout, where channels of a group are whole vectors."""
+    whole = case.weight[0] // case.geometry[3] % 8 == case.weight[1] % 8 == 0
+    return {"input", "grad_output"} if whole else set()
+
+
 EACH_OPERATOR = pytest.mark.parametrize("operator", ["forward", "grad_input"])
 
 
@@ -75,3 +104,15 @@ def test_ways_in_as_the_simulator_plays_them(case, operator):
 def test_ways_in(gpu, case, operator):
     ways = check(case, operator, gpu)
     assert "gathered" in ways or not ways
+
+
+@pytest.mark.parametrize("case", [case for case in ADVERSARIAL if case.name in PLAYED], ids=lambda case: case.name)
+def test_weight_gradients_as_the_simulator_plays_them(case):
+    assert check_weight_gradients(case, "cpu") == turned_of(case)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not hopper(), reason="warpgroups are Hopper's")
+@pytest.mark.parametrize("case", ADVERSARIAL, ids=lambda case: case.name)
+def test_weight_gradients(gpu, case):
+    assert check_weight_gradients(case, gpu) == turned_of(case)

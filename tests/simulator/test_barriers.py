@@ -16,6 +16,8 @@ from simulated import (
     SCHEDULES,
     Call,
     Layouts,
+    channels_last,
+    contiguous,
     operands_of,
     problem,
     sliced,
@@ -54,6 +56,7 @@ AMONG_ROLES = {
     "FilterEmpty": "the products that read a slab from the copy that takes its place",
     "PatchFull": "the stores of a patch, of every loader, from the products that read it",
     "PatchEmpty": "the products that read a patch from the stores that take its place",
+    "PatchRounded": "the rounding of a patch from the products that read it",
     "Left": "the staged output of a tile from patches and slabs of the next one",
 }
 PATCH_STAGES, MOST_PATCH_STAGES = 2, 4  # kPatchStages and kMostPatchStages of cuda/config/tile_config.hpp
@@ -90,7 +93,7 @@ def test_every_barrier_has_its_test():
         of_roles = waits(config)
         assert set(of_roles) == set(AMONG_ROLES)
         own = [number for every in of_roles.values() for number in every]
-        assert len(set(own)) == len(own) == 2 * 4 + 1 and not {*own} & {*grouped.values()}
+        assert len(set(own)) == len(own) == 2 * 5 + 1 and not {*own} & {*grouped.values()}
 
 
 def differs(call: Call, kept, schedule: tuple[int, bool], barrier: int) -> bool:
@@ -119,8 +122,9 @@ def test_without_a_barrier(config, operand, barrier):
     assert any(shows(call, barriers()[barrier]) for call in calls), f"not needed: {BARRIERS[barrier]}"
 
 
-# How patches come to shared memory: through registers, or as copies from an input that was turned to suit them.
-WAYS_IN = {"gathered": {"tensor_copies": 0}, "turned": {"tensor_copies": 2}}
+# How patches come to shared memory: through registers, as copies from an input that was turned to suit them, or as copies
+# that are rounded there.
+WAYS_IN = {"gathered": {"tensor_copies": 0}, "turned": {"tensor_copies": 2}, "boxes": {}}
 
 
 def several_tiles(
@@ -132,7 +136,8 @@ def several_tiles(
     outputs, stride = (rows // 2, 2) if staged else (rows, 1)
     wanted = problem(1, (channels, outputs), (5 * pixels,), taps, stride)
     # Neither rows nor pixels of such an output are contiguous.
-    call = Call(config, wanted, operand, Layouts(output=sliced) if staged else Layouts(), device=WHOLE | WAYS_IN[way])
+    layouts = Layouts(channels_last if way == "boxes" else contiguous, output=sliced if staged else contiguous)
+    call = Call(config, wanted, operand, layouts, device=WHOLE | WAYS_IN[way])
     assert call.told["way_in"] == way
     assert (call.told["way_out"] == "staged") == staged
     assert math.prod(call.told["tiles"].values()) > 2 * call.told["grid"] and call.told["chunks"] > PATCH_STAGES
@@ -158,11 +163,13 @@ def test_without_a_barrier_among_warpgroups(config, name):
     assert shows(call, barriers("warpgroup_gemm")[name]), f"not needed: {AMONG_WARPGROUPS[name]}"
 
 
-@pytest.mark.parametrize("way", WAYS_IN)
-@pytest.mark.parametrize("name", AMONG_ROLES)
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [(name, way) for name in AMONG_ROLES for way in WAYS_IN if way == "boxes" or name != "PatchRounded"],
+)
 @pytest.mark.parametrize("config", GROUPED)
 def test_without_waiting_for_another_role(config, name, way):
-    operand = turn(config, name)
+    operand = "tf32" if way == "boxes" else turn(config, name)
     # What comes next in a stage may be the same, or may be late anyhow: other problems show it. Patches of few steps
     # have more stages.
     sizes = ((3, 5), (5, 2), (3, 7), (5, 4), (9, 1), (7, 2), (4, 3), (6, 1), (5, 9))

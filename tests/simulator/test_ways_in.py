@@ -1,9 +1,11 @@
-"""How patches of warpgroups come to shared memory: gathered, as boxes of the tensor, or of an input that was turned."""
+"""How operands of warpgroups come to shared memory: gathered, as boxes of the tensor, or of one that was turned."""
 
 from __future__ import annotations
 
 import pytest
 
+from adversarial import is_hoppers
+from convt import _C
 from simulated import (
     GROUPED,
     LAYOUTS,
@@ -48,6 +50,9 @@ ODD = {
 }
 
 
+OUTER = tuple(filter(is_hoppers, _C.cuda_configs("grad_weight")))
+
+
 def at(*names: str) -> int:
     """A number that changes with the names."""
     return sum(map(ord, "".join(names)))
@@ -58,10 +63,10 @@ def at(*names: str) -> int:
 @pytest.mark.parametrize("config", GROUPED)
 def test_boxes(config, name, operator):
     number = at(config, name, operator)
-    operand = SIXTEEN_BITS[number % 2]
-    made = Call(config, WHOLE[name], operand, INNERMOST, None, 0, operator)
-    assert made.told["way_in"] == "boxes"
-    made.check(number, 2)
+    for operand in operands_of(config):  # float32 is rounded in shared memory
+        made = Call(config, WHOLE[name], operand, INNERMOST, None, 0, operator)
+        assert made.told["way_in"] == "boxes"
+        made.check(number, 2)
     # The same plan, of tensors that begin anywhere: no copy takes them.
     moved = Call(
         config, WHOLE[name], operand, Layouts(channels_last, contiguous, channels_last, 1, 1), None, 0, operator
@@ -126,7 +131,7 @@ def test_what_comes_in_boxes():
     plain = WHOLE["k3"]
     assert way(plain) == "boxes"
     assert way(plain, device=GATHERED) == "gathered"
-    assert way(plain, "tf32", device=TURNED) == "turned", "nothing would round its operands"
+    assert way(plain, "tf32") == "boxes" and way(plain, "tf32", device=GATHERED) == "gathered"
     assert way(plain, layouts=Layouts(), device=TURNED) == "turned"
     assert way(plain, layouts=Layouts(sliced, contiguous, channels_last, 1), device=TURNED) == "turned"
     assert way(ODD["k4s2"], device=TURNED) == "turned", "half a vector"
@@ -148,3 +153,39 @@ def test_a_turned_input_is_in_the_workspace(operator):
     turned = pixels * -(-read.shape[1] // 8) * 16
     assert turned <= made.plan.workspace_bytes - without.plan.workspace_bytes + 4096
     assert made.plan.workspace_bytes <= turned + 2 * without.plan.workspace_bytes
+
+
+# Which tensors of a weight gradient have to be turned.
+LYING = {
+    ("input", "grad_output"): Layouts(elements=1),
+    ("grad_output",): Layouts(channels_last, contiguous, contiguous, 1),
+    ("input",): Layouts(sliced, contiguous, channels_last, 1),
+    (): INNERMOST,
+}
+
+
+@pytest.mark.parametrize("turned", LYING)
+@pytest.mark.parametrize("name", WHOLE)
+@pytest.mark.parametrize("config", OUTER)
+def test_weight_gradients_of_turned_tensors(config, name, turned):
+    number = at(config, name, *turned)
+    operand = SIXTEEN_BITS[number % 2]
+    made = Call(config, WHOLE[name], operand, LYING[turned], TURNED, 0, "grad_weight")
+    assert tuple(made.told["turned"]) == turned and made.told["input_bytes"] == made.told["patch_bytes"] == 16
+    assert ("turning" in made.told["terms_us"]) == bool(turned)
+    made.check(number, 1)
+
+
+def test_what_weight_gradients_turn():
+    def turned(wanted, operand="bfloat16", device=TURNED):
+        return Call(OUTER[0], wanted, operand, Layouts(), device, 0, "grad_weight").told["turned"]
+
+    plain = WHOLE["k3"]
+    assert turned(plain) == ["input", "grad_output"]
+    assert turned(plain, device=GATHERED) == turned(plain, "tf32") == []
+    assert turned(ODD["k4s2"]) == turned(problem(1, (64, 12), (9, 11), 3)) == [], "no whole vectors"
+    assert turned(problem(1, (24, 40), (8, 9), 3, groups=2)) == [], "nor in a group"
+    # Where that pays: rows of an odd number of elements, and channels enough to read them often.
+    rows = problem(8, (512, 512), (32, 32), 3, 2)
+    assert turned(rows, device={}) == ["input", "grad_output"]
+    assert turned(problem(8, (16, 16), (32, 32), 2, 2), device={}) == []
