@@ -259,7 +259,7 @@ std::optional<TileWork> work_of(const GemmWork& work, const std::vector<BlockShi
                : tile.way == WayOut::pixels ? config.warps() * (bytes == 2 ? 140 + 3.5 * sums : 370 + 16.7 * sums)
                : tile.way == WayOut::rows   ? config.warps() * (bytes == 2 ? 470 + 23.6 * sums : 230 + 18 * sums)
                                             : config.warps() * (240.0 + 2 * sums);
-    constexpr double rounding = 0.1;   // of a byte: predicted
+    constexpr double rounding = 0.2;   // of a byte
     loading += in_lines(work.way) ? (work.rounds() ? units * 16 * rounding : 0)
                                   : batches * config.warps() * (60 + (loads > 1 ? 70 : 0));
     issue += own * mma_steps * config.warps() * (filter_loads + patch_loads * (ieee ? 9 : 1) + 8) +

@@ -108,20 +108,29 @@ def _cuda_forward(problem: Problem, strict: bool, half: bool, channels_last: boo
         return problem.in_channels <= 192
     if channels_last:
         long = not _is_strided(problem) and problem.taps > 16
+        if _is_single(problem) and few <= 64 and (problem.rank == 2 or not half):
+            return True
         if half:
             solid = problem.rank == 3 and (not scattered or few <= 32 or problem.taps >= 27)
             return few <= 32 or long or _is_dilated(problem) or solid
-        return few <= 4 or long or _is_dilated(problem) or (problem.rank == 3 and problem.in_channels <= 64)
+        thin = few <= (32 if scattered else 4)
+        return thin or long or _is_dilated(problem) or (problem.rank == 3 and problem.in_channels <= 64)
     if not scattered:
         return problem.taps > 1
-    narrow = problem.in_channels <= (128 if problem.batch * _pixels(problem) >= 1 << 16 else 96)
+    pixels = problem.batch * _pixels(problem)
+    narrow = problem.in_channels <= (128 if pixels >= 1 << 16 else 96)
     # One tap at every output, and the result is what costs: cuDNN turns it to the input's layout once more.
-    if problem.filter == problem.stride and problem.in_channels <= 256 and (not half or few <= 128):
+    if _is_single(problem) and problem.in_channels <= 256:
         return True
     if _is_long(problem):
         return True
+    # Of 16 bits neither the shortest nor those both long and deep.
+    fitting = pixels >= 1024 and (pixels < 8192 or problem.in_channels < 768)
+    if _is_upsampler(problem) and (fitting or not half):
+        return True
     if half and problem.rank > 1:
-        return few <= 32 and (problem.rank == 2 or problem.in_channels <= 64)
+        few_enough = few <= 32 and (problem.rank == 2 or problem.in_channels <= 64)
+        return few_enough or (narrow and pixels >= 1 << 16)
     # In 1-D cuDNN has no kernel for tensor cores of some.
     return narrow or (not half and problem.rank == 1 and problem.in_channels >= 1024)
 
@@ -136,9 +145,10 @@ def _cuda_grad_input(problem: Problem, strict: bool, half: bool, channels_last: 
         return not _is_scattered(problem) and (problem.rank == 3 or problem.taps > 9)
     if not _is_scattered(problem):
         return problem.taps > 1
-    if _is_long(problem):
+    if _is_long(problem) or (_is_single(problem) and problem.rank == 2):
         return True
-    return problem.in_channels <= 128 and not (half and problem.rank == 3 and problem.in_channels > 64)
+    solid = problem.rank == 3 and problem.in_channels > 64 and not _is_single(problem)
+    return problem.in_channels <= 128 and not (half and solid)
 
 
 def _cuda_grad_weight(problem: Problem, strict: bool, half: bool, channels_last: bool) -> bool:
@@ -153,10 +163,11 @@ def _cuda_grad_weight(problem: Problem, strict: bool, half: bool, channels_last:
         if not strided:
             return few <= 48 or not half
         return few <= (16 if half else 32) or problem.taps > 100 or (not half and problem.in_channels <= 64)
-    if half and (problem.input[-1] % 2 or problem.output[-1] % 2):  # elements of such rows go through registers
-        return few <= (32 if problem.rank == 1 else 16) or (problem.rank > 1 and problem.taps <= 4 and few <= 64)
+    if half and (problem.input[-1] % 2 or problem.output[-1] % 2):  # such rows go through registers, or are turned
+        return few <= (32 if problem.rank == 1 else 64)
     if half:
-        return problem.in_channels <= 192
+        deep = 256 if problem.rank == 3 and _is_single(problem) else 384 if _is_upsampler(problem, 4) else 192
+        return problem.in_channels <= deep
     return problem.in_channels < 512 or problem.input[-1] % 4 == 0  # else copies of a word each
 
 
@@ -174,6 +185,17 @@ def _is_long(problem: Problem) -> bool:
     """Many pixels of a signal, and of many channels, which cuDNN turns; phases that leave side by side."""
     pixels = problem.batch * _pixels(problem)
     return problem.rank == 1 and 128 < problem.in_channels <= 384 and pixels >= 1 << 14 and problem.stride[0] % 2 == 0
+
+
+def _is_single(problem: Problem) -> bool:
+    """Whether every output has one tap."""
+    return problem.filter == problem.stride and _is_strided(problem)
+
+
+def _is_upsampler(problem: Problem, stride: int = 1 << 30) -> bool:
+    """A signal's, of two taps for every output, by an even factor that is at most `stride`."""
+    (factor, *more), (taps, *_) = problem.stride, problem.filter
+    return not more and factor % 2 == 0 and factor <= stride and taps == 2 * factor
 
 
 def _is_strided(problem: Problem) -> bool:
