@@ -56,18 +56,18 @@ def choose_cuda(
     operator is "forward", "grad_input" or "grad_weight"; channels_last tells the layout of the result; precision,
     "ieee" or "tf32", counts for float32, bias for the forward alone. Read off the layers of KernelBench and of the zoo,
     145 in all, on an H200 (docs/tuning.md): cuDNN wins strided layers of many channels, and most whose tensors are
-    channels_last; those that have a bias it wins seldom.
+    channels_last; those that have a bias it wins seldom. Layers whose step is short are native whole where two
+    operators are: kernels of two kinds take longer to lead than to run.
     """
     if problem.groups > 1 or dtype is torch.float64:
         return "native"
     strict = dtype is torch.float32 and precision == "ieee"
-    half = dtype in (torch.bfloat16, torch.float16)
-    if math.prod(problem.input) == 1:  # the first layer of a generator: cuDNN sees the matrix product in 16 bits alone
-        return "aten" if half or operator == "grad_input" else "native"
     if operator == "forward" and bias and not strict and _adds_bias_in_time(problem, channels_last):
         return "native"
-    rules = {"forward": _cuda_forward, "grad_input": _cuda_grad_input, "grad_weight": _cuda_grad_weight}
-    return "native" if rules[operator](problem, strict, half, channels_last) else "aten"
+    half = dtype in (torch.bfloat16, torch.float16)
+    native = {name: _is_faster(problem, name, strict, half, channels_last) for name in _CUDA_RULES}
+    whole = not strict and is_light(problem, dtype) and sum(native.values()) > 1
+    return "native" if whole or native[operator] else "aten"
 
 
 def is_light(problem: Problem, dtype: torch.dtype) -> bool:
@@ -84,8 +84,9 @@ def is_better_whole(problem: Problem, dtype: torch.dtype, native: int, channels_
 
     native: how many of the three operators are; the sum of a bias' gradient always is.
     """
-    # Of channels_last ones two native operators won (1.25 to 1.67 times eager, H200), one did not (0.79).
-    return is_light(problem, dtype) and not (channels_last and native > 1)
+    # That sum alone is worth 20 to 160 us of a large output (H200), and Python's lead of cuDNN's gradients 60.
+    results = problem.batch * problem.out_channels * math.prod(problem.output)
+    return is_light(problem, dtype) or (native == 0 and results < 12_000_000)
 
 
 def _channels(problem: Problem) -> tuple[int, int]:
@@ -124,15 +125,23 @@ def _cuda_forward(problem: Problem, strict: bool, half: bool, channels_last: boo
         return True
     if _is_long(problem):
         return True
-    # Of 16 bits neither the shortest nor those both long and deep.
-    fitting = pixels >= 1024 and (pixels < 8192 or problem.in_channels < 768)
-    if _is_upsampler(problem) and (fitting or not half):
+    if _is_upsampler(problem) and pixels >= 1024 and (not half or pixels < 8192 or problem.in_channels < 768):
+        return True
+    # Of such cuDNN picks kernels that take two to four times as long as others.
+    if not half and problem.rank == 2 and problem.batch > 1 and problem.taps == 16 and problem.in_channels <= 256:
         return True
     if half and problem.rank > 1:
         few_enough = few <= 32 and (problem.rank == 2 or problem.in_channels <= 64)
         return few_enough or (narrow and pixels >= 1 << 16)
     # In 1-D cuDNN has no kernel for tensor cores of some.
     return narrow or (not half and problem.rank == 1 and problem.in_channels >= 1024)
+
+
+def _is_faster(problem: Problem, operator: str, strict: bool, half: bool, channels_last: bool) -> bool:
+    """Whether an operator's kernels are, by themselves."""
+    if math.prod(problem.input) == 1:  # the first layer of a generator: cuDNN sees the matrix product in 16 bits alone
+        return not half and operator != "grad_input"
+    return _CUDA_RULES[operator](problem, strict, half, channels_last)
 
 
 def _cuda_grad_input(problem: Problem, strict: bool, half: bool, channels_last: bool) -> bool:
@@ -146,6 +155,8 @@ def _cuda_grad_input(problem: Problem, strict: bool, half: bool, channels_last: 
     if not _is_scattered(problem):
         return problem.taps > 1
     if _is_long(problem) or (_is_single(problem) and problem.rank == 2):
+        return True
+    if half and _is_upsampler(problem) and problem.batch * _pixels(problem) >= 4096 and problem.in_channels < 1024:
         return True
     solid = problem.rank == 3 and problem.in_channels > 64 and not _is_single(problem)
     return problem.in_channels <= 128 and not (half and solid)
@@ -169,6 +180,9 @@ def _cuda_grad_weight(problem: Problem, strict: bool, half: bool, channels_last:
         deep = 256 if problem.rank == 3 and _is_single(problem) else 384 if _is_upsampler(problem, 4) else 192
         return problem.in_channels <= deep
     return problem.in_channels < 512 or problem.input[-1] % 4 == 0  # else copies of a word each
+
+
+_CUDA_RULES = {"forward": _cuda_forward, "grad_input": _cuda_grad_input, "grad_weight": _cuda_grad_weight}
 
 
 def _pixels(problem: Problem) -> int:

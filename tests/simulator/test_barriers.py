@@ -122,8 +122,8 @@ def test_without_a_barrier(config, operand, barrier):
     assert any(shows(call, barriers()[barrier]) for call in calls), f"not needed: {BARRIERS[barrier]}"
 
 
-# How patches come to shared memory: through registers, as copies from an input that was turned to suit them, or as copies
-# that are rounded there.
+# How patches come to shared memory: through registers, as copies from an input that was turned to suit them, or as
+# copies that are rounded there.
 WAYS_IN = {"gathered": {"tensor_copies": 0}, "turned": {"tensor_copies": 2}, "boxes": {}}
 
 
