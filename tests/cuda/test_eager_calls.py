@@ -80,15 +80,15 @@ def test_gradients_are_answered_in_c(python, layer, dtype, layout):
 
 
 def test_what_cudnn_is_left_with_is_pytorchs_own_call(python):
-    input = torch.randn(2, 128, 9, 9, device="cuda", dtype=torch.bfloat16, requires_grad=True)
-    weight = torch.randn(128, 128, 3, 3, device="cuda", dtype=torch.bfloat16)
+    input = torch.randn(2, 512, 9, 9, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    weight = torch.randn(512, 512, 4, 4, device="cuda", dtype=torch.bfloat16)
     with convt.backend("aten"):
         for _ in range(3):
-            output = convt.conv_transpose2d(input, weight)
-    assert torch.equal(output, F.conv_transpose2d(input, weight))
+            output = convt.conv_transpose2d(input, weight, stride=2)
+    assert torch.equal(output, F.conv_transpose2d(input, weight, stride=2))
     with convt.backend("auto"):
         for _ in range(3):
-            output = convt.conv_transpose2d(input, weight)
+            output = convt.conv_transpose2d(input, weight, stride=2)
     assert type(output.grad_fn).__name__ == "ConvolutionBackward0"
     assert len(python) == 1, "the first one of those that are forced"
 
