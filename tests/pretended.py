@@ -85,6 +85,7 @@ class Player:
     summed: list[dict] = field(default_factory=list)  # gradients of biases, by the kernel itself on the CPU
     refuses: dict[str, str] = field(default_factory=dict)  # operator to the reason why no kernel can
     workspace_bytes: int = 0
+    rooms: dict[str, int] = field(default_factory=dict)  # workspace of an operator, where it is another
     devices: list[int | None] = field(default_factory=list)  # where launches went: Python sees tensors of the CPU
     streams: list[int | None] = field(default_factory=list)  # the devices whose stream was asked for
 
@@ -106,8 +107,9 @@ class Player:
         if bias is None:
             del sizes["bias"], strides["bias"]
         made = Launch(
-            operator, sizes, strides, getattr(torch, dtype), precision, geometry, forced, self.workspace_bytes
-        )
+            operator, sizes, strides, getattr(torch, dtype), precision, geometry, forced,
+            self.rooms.get(operator, self.workspace_bytes),
+        )  # fmt: skip
         self.planned.append(made)
         return made
 

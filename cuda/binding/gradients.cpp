@@ -34,6 +34,10 @@ const PreparedOperator* keep(Plan& plan, int which, nb::object owner) {
   return plan.operators[which] = nb::inst_ptr<PreparedOperator>(plan.owner[which]);
 }
 
+std::int64_t workspace_of(const PreparedOperator* prepared) {
+  return prepared && prepared->workspace.is_valid() ? nb::cast<std::int64_t>(prepared->workspace[0]) : 0;
+}
+
 // What a node needs of both gradients and of the bias', in one look-up.
 struct Gradients {
   PyObject *grad_output, *input, *weight;
@@ -55,6 +59,7 @@ struct Gradients {
            prepare(Operator::grad_weight, nb::cast<nb::tuple>(answer[1]), numbers,
                    {&described_input, nullptr, &described_output}));
     }
+    plan->weight_first = workspace_of(plan->operators[1]) > workspace_of(plan->operators[0]);
     if (!answer[2].is_none()) plan->joint = answer[2];
     if (!answer[3].is_none()) plan->bias_size = answer[3];
     plan->bias_axes = answer[4];
@@ -84,15 +89,12 @@ struct Gradients {
       if (!both) return nullptr;
       for (int which = 0; which < 2; ++which) results[which].object = PySequence_GetItem(both.object, which);
     }
-    if (plan.operators[0]) {
-      results[0].object =
-          run(*plan.operators[0], grad_output, weight, nullptr, described_output, described_weight, nullptr);
-      if (!results[0]) return nullptr;
-    }
-    if (plan.operators[1]) {
-      results[1].object =
-          run(*plan.operators[1], grad_output, input, nullptr, described_output, described_input, nullptr);
-      if (!results[1]) return nullptr;
+    for (const int turn : {0, 1}) {
+      const int which = plan.weight_first ? 1 - turn : turn;
+      if (!plan.operators[which]) continue;
+      results[which].object = run(*plan.operators[which], grad_output, which == 0 ? weight : input, nullptr,
+                                  described_output, which == 0 ? described_weight : described_input, nullptr);
+      if (!results[which]) return nullptr;
     }
     if (wanted & 4) {
       results[2].object = bias_of(plan);

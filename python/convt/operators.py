@@ -351,11 +351,17 @@ def gradients(
     switches = _switches("grad_weight", input)
     to_weight = _grad_weight_call(keys[0], keys[2], kernel_size, geometry, channels_last, *switches)
     if not _is_joint(to_input, to_weight, input):
-        return (
-            _grad_input(to_input, grad_output, weight, geometry),
-            _grad_weight(to_weight, grad_output, input, geometry),
-        )
+        # The one with more workspace first: it then meets one result less.
+        if _workspace_of(to_weight) > _workspace_of(to_input):
+            weights = _grad_weight(to_weight, grad_output, input, geometry)
+            return _grad_input(to_input, grad_output, weight, geometry), weights
+        inputs = _grad_input(to_input, grad_output, weight, geometry)
+        return inputs, _grad_weight(to_weight, grad_output, input, geometry)
     return _gradients(to_input, to_weight, grad_output, input, weight, geometry)
+
+
+def _workspace_of(call: Call) -> int:
+    return 0 if call.cuda is None else int(call.cuda.workspace_bytes)
 
 
 def _is_joint(to_input: Call, to_weight: Call, input: Tensor) -> bool:

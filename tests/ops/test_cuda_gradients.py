@@ -15,6 +15,7 @@ from convt import operators
 from convt import plan as planning
 from convt.functional import _conv_transpose1d, _conv_transpose2d, _conv_transpose3d
 from convt.plan import forced_kernel
+from convt.problem import Geometry
 from pretended import DEVICE
 from reference import CASES, conv_transpose, poisoned
 
@@ -154,6 +155,23 @@ def test_what_nobody_asks_for_costs_nothing(player, monkeypatch, wanted):
     assert [launch.operator for launch in player.ran[1:]] == expected
     assert [launch.operator for launch in player.planned[1:]] == expected
     assert allocated.count((512,)) == len(expected)
+
+
+@pytest.mark.parametrize("first", ("grad_input", "grad_weight"))
+@pytest.mark.parametrize("entry", ("node", "operators"))
+def test_the_gradient_with_more_workspace_comes_first(player, first, entry):
+    """Its own result and its workspace are then all that there is beside the operands."""
+    player.rooms = {"grad_input": 512, "grad_weight": 512, first: 1024}
+    input, weight = torch.rand(2, 4, 9, requires_grad=True), torch.rand(4, 3, 3, requires_grad=True)
+    output = convt.conv_transpose1d(input, weight, stride=2)
+    grad_output = torch.rand_like(output)
+    if entry == "node":
+        grads = torch.autograd.grad(output, (input, weight), grad_output)
+    else:
+        geometry = Geometry((2,), (0,), (0,), 1, (1,))
+        grads = operators.gradients(grad_output, input.detach(), weight.detach(), geometry, False)
+    assert [launch.operator for launch in player.ran[1:]] == [first, *{"grad_input", "grad_weight"} - {first}]
+    assert [grad.shape for grad in grads] == [input.shape, weight.shape]
 
 
 def test_plans_are_made_once(player):
