@@ -355,9 +355,10 @@ std::optional<OuterPlan> plan_turned(const Request& request, const DeviceTraits&
     turned.*side = turned_strides(turn);
     time += turning_time(turn, operand, device);
   }
+  if (time == 0) return std::nullopt;
   auto planned = plan_as_it_lies(turned, device, config, operand);
   OuterPlan* const plan = std::get_if<OuterPlan>(&planned);
-  if (time == 0 || plan == nullptr) return std::nullopt;
+  if (plan == nullptr) return std::nullopt;
   for (Strides Request::* const side : {&Request::input, &Request::output}) {
     if (turned.*side == request.*side) continue;
     const bool of_output = side == &Request::output;

@@ -35,10 +35,9 @@ struct DeviceTraits {
   std::int64_t shared_per_multiprocessor = 228 * 1024;
   std::int64_t registers_per_multiprocessor = 65536;
   std::int64_t l2_bytes = 50 << 20;
-  int tensor_copies = 1;  // of boxes, and what is turned first, on Hopper: 0 never, 1 where they pay,
-  // 2 where they can be made
-  double clock_ghz = 1.755;  // under load
-  double memory_gbs = 4300;  // copy, bytes read plus written
+  int tensor_copies = 1;                  // and turning: 0 never, 1 where they pay, 2 where they can be
+  double clock_ghz = 1.755;               // under load
+  double memory_gbs = 4300;               // copy, bytes read plus written
 };
 
 // Device pointers of one call, by the places of the tensors; bias is null without one. `stream` is a cudaStream_t.
@@ -47,9 +46,9 @@ struct Pointers {
   void* filter;
   const void* bias;
   void* output;
-  void* workspace;  // plan's workspace_bytes, 256-byte aligned
+  void* workspace;                        // plan's workspace_bytes, 256-byte aligned
   void* stream;
-  const Program* program = nullptr;  // what follows a forward, or null
+  const Program* program = nullptr;       // what follows a forward, or null
 };
 
 }  // namespace convt
