@@ -58,6 +58,9 @@ nb::dict explain_family(const GemmPlan& plan) {
   told["shared_bytes"] = params.shared.bytes;
   told["input_vectors"] = params.input_vectors != 0;
   told["output_vectors"] = params.output_channels_inner ? params.output_vectors != 0 : true;
+  nb::list phases;   // along D, H and W, of every position
+  for (int axis = 1; axis < kTileAxes; ++axis) phases.append(params.axes[axis].stride);
+  told["output_phases"] = nb::tuple(phases);
   tell_cost(told, plan.cost);
   return told;
 }

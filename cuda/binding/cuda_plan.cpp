@@ -64,6 +64,7 @@ DeviceTraits traits_of(const std::optional<nb::dict>& device) {
   read("l2_bytes", traits.l2_bytes);
   read("clock_ghz", traits.clock_ghz);
   read("memory_gbs", traits.memory_gbs);
+  read("outputs_together", traits.outputs_together);
   read("tensor_copies", traits.tensor_copies);
   return traits;
 }

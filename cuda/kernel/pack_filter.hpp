@@ -183,17 +183,19 @@ struct PackFilter {
   // Bytes from the source's first tap to that of a phase at a shift; -1: there is none.
   CONVT_HOST_DEVICE static std::int64_t tap_of(const PackParams& params, std::int32_t phase, const ShiftRecord& shift) {
     std::int64_t offset = 0;
-    phase += shift.phase;   // one of the two is 0: phases are the output's, or the input's
+    std::int32_t part = shift.phase;   // of what is read
 #pragma unroll 1
     for (int axis = kAxes - 1; axis >= 0; --axis) {
       const PackAxis& along = params.axes[axis];
-      const std::int32_t outer = along.by_stride.quotient(phase);
-      const std::int64_t reach =
-          along.reach * shift.shift[axis] + along.by_stride.remainder(phase, outer) + along.begin;
+      const std::int32_t outer = along.by_phases.quotient(phase), outer_part = along.by_parts.quotient(part);
+      const std::int64_t reach = along.reach * shift.shift[axis] +
+                                 along.of_phase * along.by_phases.remainder(phase, outer) +
+                                 along.of_part * along.by_parts.remainder(part, outer_part) + along.begin;
       const std::int64_t tap = along.dilation == 1 ? reach : reach / along.dilation;
       if (reach < 0 || tap * along.dilation != reach || tap >= along.filter) return -1;
       offset += tap * along.pitch;
       phase = outer;
+      part = outer_part;
     }
     return offset;
   }

@@ -7,11 +7,12 @@ namespace convt {
 
 // An axis of the filter, where a shift and a phase meet its taps.
 struct PackAxis {
-  std::int64_t reach;      // of one shift: the stride, negated where shifts are
-  std::int64_t begin;      // padding - origin: dilation * tap = reach * shift + phase + begin
+  // dilation * tap = reach * shift + of_phase * phase + of_part * part + begin: shifts are negated where outputs are read.
+  std::int64_t reach, of_phase, of_part;
+  std::int64_t begin;      // padding - origin
   std::int64_t dilation, filter;
   std::int64_t pitch;      // bytes from tap to tap in the source
-  FastDivisor by_stride;
+  FastDivisor by_phases, by_parts;
 };
 
 // Elements that lie at one distance from each other both in the filter and in shared memory. They are copied level by level, the

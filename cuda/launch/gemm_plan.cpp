@@ -248,22 +248,44 @@ std::variant<GemmPlan, std::string> plan_gemm(const Request& request, const Devi
   if (config.grouped() && device.capability != 90) return kHoppers;
   const int fitting = blocks_that_fit(config, operand, device);
   if (fitting == 0) return "needs more shared memory than this GPU gives a thread block";
+  // As it is, or with outputs as phases that the filter does not have: rows that would be empty have channels then.
+  struct Variant {
+    GemmSearch& search;
+    GemmShape turned;
+  };
+  std::vector<Variant> variants;
   const GemmShape& shape = search.shape();
-  const GemmShape turned = config.grouped() ? turned_shape(shape, config, operand) : shape;
-  const auto work_in = [&](WayIn way) {
-    return gemm_work(way == WayIn::turned ? turned : shape, device, config, operand, fitting, way);
+  for (int axis = 0; axis < kAxes && config.grouped(); ++axis) {
+    const std::int64_t outputs = device.outputs_together;
+    const Axis& along = shape.problem.axes[axis];
+    const double rows = double(shape.out_channels) * double(shape.axes[0].stride) * double(shape.axes[1].stride) *
+                        double(shape.axes[2].stride) * double(outputs);
+    if (outputs < 2 || rows > config.rows || along.filter <= along.stride || shape.axes[axis].output < outputs)
+      continue;
+    GemmSearch& together = search.together(axis, outputs);
+    variants.push_back({together, turned_shape(together.shape(), config, operand)});
+  }
+  if (variants.empty()) variants.push_back({search, config.grouped() ? turned_shape(shape, config, operand) : shape});
+  const auto work_in = [&](const Variant& variant, WayIn way) {
+    const GemmShape& read = way == WayIn::turned ? variant.turned : variant.search.shape();
+    return gemm_work(read, device, config, operand, fitting, way);
   };
   std::optional<GemmChoice> best;
+  const Variant* best_variant = nullptr;
   WayIn best_way = WayIn::gathered;
-  const auto weigh = [&](WayIn way) {
-    auto choice = search.best(work_in(way));
+  const auto weigh_one = [&](const Variant& variant, WayIn way) {
+    auto choice = variant.search.best(work_in(variant, way));
     if (choice && way == WayIn::turned) {
       choice->cost.turning = turning_time(turn_shape(shape, config, operand), operand, device);
       choice->cost.total += choice->cost.turning;
     }
     if (!choice || (best && best->cost.total <= choice->cost.total)) return;
     best = choice;
+    best_variant = &variant;
     best_way = way;
+  };
+  const auto weigh = [&](WayIn way) {
+    for (const Variant& variant : variants) weigh_one(variant, way);
   };
   // What can come in boxes as it lies comes so; gathering and turning are weighed.
   const bool copies = device.tensor_copies > 0, boxed = copies && comes_in_boxes(shape, config, operand);
@@ -273,7 +295,7 @@ std::variant<GemmPlan, std::string> plan_gemm(const Request& request, const Devi
     weigh(WayIn::turned);
   }
   if (!best || (!boxed && device.tensor_copies == 1)) weigh(WayIn::gathered);
-  if (best) return build(work_in(best_way), *best, request);
+  if (best) return build(work_in(*best_variant, best_way), *best, request);
   return "no tile's patch fits shared memory";
 }
 

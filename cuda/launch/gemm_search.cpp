@@ -21,7 +21,9 @@ std::int32_t rows_of(const GemmWork& work) {
 }
 
 QGrid grid_of(const GemmShape& shape, const Origins& origin, int axis) {
-  if (shape.op == Operator::grad_input) return {0, shape.axes[axis].output};
+  if (shape.op == Operator::grad_input || has_together(shape)) {
+    return {0, ceil_div(shape.axes[axis].output, shape.axes[axis].stride)};
+  }
   return q_grid(shape.problem.axes[axis], origin[axis]);
 }
 
@@ -41,6 +43,7 @@ bool can_split(const GemmWork& work, const Launch& launch, std::size_t spans) {
 // Without output phases there is nothing to choose.
 std::vector<Origins> origins_of(const GemmShape& shape) {
   const Problem& problem = shape.problem;
+  if (has_together(shape)) return {{Origin::aligned, Origin::aligned, Origin::aligned}};
   std::vector<Origins> made = {{Origin::padded, Origin::padded, Origin::padded}};
   if (shape.op == Operator::grad_input) return made;
   for (int axis = 0; axis < kAxes; ++axis) {
@@ -150,6 +153,12 @@ void GemmSearch::search(const GemmWork& work, const Origins& origin, std::int32_
       }
     }
   }
+}
+
+GemmSearch& GemmSearch::together(int axis, std::int64_t outputs) {
+  auto& made = together_[{axis, outputs}];
+  if (!made) made.reset(new GemmSearch(convt::together(shape_, axis, outputs)));
+  return *made;
 }
 
 std::optional<GemmChoice> GemmSearch::best(const GemmWork& work) {

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <map>
+#include <memory>
 #include <optional>
 #include <tuple>
 #include <vector>
@@ -42,10 +43,13 @@ class GemmSearch {
  public:
   explicit GemmSearch(const Request& request) : shape_(gemm_shape(request)) {}   // forward or grad_input
   const GemmShape& shape() const { return shape_; }
+  // The same with neighbouring outputs along an axis as phases.
+  GemmSearch& together(int axis, std::int64_t outputs);
   // Of equals, the first that is listed. Nothing when no tile's patch fits.
   std::optional<GemmChoice> best(const GemmWork& work);
 
  private:
+  explicit GemmSearch(const GemmShape& shape) : shape_(shape) {}
   struct Tiling {
     TileBox box;
     double count;         // of boxes
@@ -58,6 +62,7 @@ class GemmSearch {
   void search(const GemmWork& work, const Origins& origin, std::int32_t channels, std::optional<GemmChoice>& best);
 
   GemmShape shape_;
+  std::map<std::pair<int, std::int64_t>, std::unique_ptr<GemmSearch>> together_;
   std::map<std::tuple<Origins, std::int32_t, std::int32_t, WayIn>, std::vector<BlockShifts>> blocks_;
   std::map<std::tuple<Origins, int, std::optional<Packing>>, Tilings> tilings_;
 };

@@ -11,7 +11,8 @@ struct GemmShape {
   struct Along {
     std::int64_t input, output;   // extents, pixels
     std::int64_t stride;          // output pixels from one q to the next: phases
-    std::int64_t step;            // input pixels from one patch pixel to the next
+    std::int64_t step;            // input pixels from one patch pixel to the next: parts
+    std::int64_t outputs = 1;     // neighbours that are phases as well: as many times both
   };
   Operator op = Operator::forward;
   Problem problem;
@@ -24,7 +25,9 @@ struct GemmShape {
   // Output phases that hold a tap.
   std::int64_t reached_phases(int axis) const {
     const Axis& along = problem.axes[axis];
-    return axes[axis].stride == 1 ? 1 : tap_period(along) < along.filter ? tap_period(along) : along.filter;
+    const std::int64_t outputs = axes[axis].outputs;
+    if (axes[axis].stride == outputs) return outputs;
+    return outputs * (tap_period(along) < along.filter ? tap_period(along) : along.filter);
   }
 };
 
@@ -45,6 +48,19 @@ inline GemmShape gemm_shape(const Request& request) {
   shape.input = forward ? request.input : request.output;
   shape.output = forward ? request.output : request.input;
   return shape;
+}
+
+// The same with so many neighbouring outputs along an axis as phases, of those that it has.
+inline GemmShape together(GemmShape shape, int axis, std::int64_t outputs) {
+  GemmShape::Along& along = shape.axes[axis];
+  along.outputs = outputs;
+  along.stride *= outputs;
+  along.step *= outputs;
+  return shape;
+}
+
+inline bool has_together(const GemmShape& shape) {
+  return shape.axes[0].outputs * shape.axes[1].outputs * shape.axes[2].outputs > 1;
 }
 
 // Whether channels lie in aligned vectors of 16 bytes, and there are no others.

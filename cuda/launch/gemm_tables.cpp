@@ -7,12 +7,12 @@ namespace {
 
 using ShiftMove = std::vector<ShiftRecord>::iterator;
 
-// The phase of the input that a shift reads along D or H, and that of the patch's first pixel.
-std::int32_t input_offset(const GemmShape& shape, std::int32_t phase, int axis) {
-  if (shape.op == Operator::forward) return 0;
-  const auto& axes = shape.problem.axes;
-  for (int inner = kAxes - 1; inner > axis; --inner) phase /= std::int32_t(axes[inner].stride);
-  return phase % std::int32_t(axes[axis].stride) - std::int32_t(axes[axis].padding);
+// The part of the input that a shift reads along an axis, and so the patch's first pixel.
+std::int32_t input_offset(const GemmShape& shape, std::int32_t part, int axis) {
+  for (int inner = kAxes - 1; inner > axis; --inner) part /= std::int32_t(shape.axes[inner].step);
+  part %= std::int32_t(shape.axes[axis].step);
+  const bool padded = shape.op == Operator::grad_input && !has_together(shape);
+  return padded ? part - std::int32_t(shape.problem.axes[axis].padding) : part;
 }
 
 // Where to halve a span that does not fit: between its W phases, which share nothing but the cache lines that they lie in; then
@@ -58,7 +58,7 @@ bool cut(const GemmShape& shape, std::vector<ShiftRecord>& shifts, const PatchSp
 // A group of a span, with the pixel offsets of its shifts.
 PatchGroup group_of(const GemmShape& geometry, std::vector<ShiftRecord>& shifts, const PatchSpan& span,
                     const PatchShape& patch, std::int64_t pixels) {
-  const std::int32_t w_stride = std::int32_t(geometry.problem.axes[2].stride);
+  const std::int32_t w_stride = std::int32_t(geometry.axes[2].step);
   const ShiftMove begin = shifts.begin() + span.first, end = begin + span.shifts;
   PatchGroup made;
   ShiftGroup& group = made.group;

@@ -107,12 +107,16 @@ PackParams plan_packing(const GemmShape& shape, const GemmPlan& plan, const Stri
   pack.group_stride = problem.group_in_channels() * filter[0] * bytes;
   for (int axis = 0; axis < kAxes; ++axis) {
     const Axis& along = problem.axes[axis];
-    pack.axes[axis] = {forward ? along.stride : -along.stride,
+    const GemmShape::Along& own = shape.axes[axis];
+    pack.axes[axis] = {forward ? own.stride : -own.step,
+                       forward ? 1 : -along.stride,
+                       forward ? -along.stride : 1,
                        along.padding - origin_offset(along, plan.origin[axis]),
                        along.dilation,
                        along.filter,
                        filter[2 + axis] * bytes,
-                       FastDivisor(along.stride)};
+                       FastDivisor(own.stride),
+                       FastDivisor(own.step)};
   }
   pack.table = gemm.table;
   pack.counters = std::int32_t(counters);
