@@ -128,9 +128,10 @@ nb::dict explain_family(const OuterPlan& plan) {
   told["input_bytes"] = copied(params.input_by_registers, params.input_piece);   // at a time
   told["patch_bytes"] = copied(params.patch_by_registers, params.patch_piece);
   told["patch_phases"] = params.axes[3].phases;
-  told["turned"] = nb::list();
-  if (plan.input) told["turned"].attr("append")("input");
-  if (plan.patch) told["turned"].attr("append")("grad_output");
+  nb::list turned;
+  if (plan.input) turned.append("input");
+  if (plan.patch) turned.append("grad_output");
+  told["turned"] = turned;
   told["shared_bytes"] = params.shared.bytes;
   tell_cost(told, plan.cost);
   return told;

@@ -347,28 +347,26 @@ std::optional<OuterPlan> plan_turned(const Request& request, const DeviceTraits&
     return std::nullopt;
   }
   Request turned = request;
-  double time = 0;
-  for (Strides Request::* const side : {&Request::input, &Request::output}) {
-    const TurnShape turn = turn_shape(request.*side, problem, side == &Request::output);
-    if (whole_vectors(turn.strides, turn.channels, vector)) continue;
+  std::vector<std::pair<std::optional<OuterPlan::Turning> OuterPlan::*, TurnShape>> turns;
+  for (const bool of_output : {false, true}) {
+    Strides& strides = of_output ? turned.output : turned.input;
+    const TurnShape turn = turn_shape(strides, problem, of_output);
+    if (whole_vectors(strides, turn.channels, vector)) continue;
     if (!can_turn(turn)) return std::nullopt;
-    turned.*side = turned_strides(turn);
-    time += turning_time(turn, operand, device);
+    strides = turned_strides(turn);
+    turns.emplace_back(of_output ? &OuterPlan::patch : &OuterPlan::input, turn);
   }
-  if (time == 0) return std::nullopt;
+  if (turns.empty()) return std::nullopt;
   auto planned = plan_as_it_lies(turned, device, config, operand);
   OuterPlan* const plan = std::get_if<OuterPlan>(&planned);
   if (plan == nullptr) return std::nullopt;
-  for (Strides Request::* const side : {&Request::input, &Request::output}) {
-    if (turned.*side == request.*side) continue;
-    const bool of_output = side == &Request::output;
-    const TurnParams turn = plan_turning(turn_shape(request.*side, problem, of_output), operand);
-    const std::int64_t offset = round_up(plan->workspace_bytes, 256);
-    (of_output ? plan->patch : plan->input) = {turn, offset};
-    plan->workspace_bytes = offset + turned_bytes(turn, operand);
+  for (const auto& [place, turn] : turns) {
+    const OuterPlan::Turning turning{plan_turning(turn, operand), round_up(plan->workspace_bytes, 256)};
+    plan->*place = turning;
+    plan->workspace_bytes = turning.offset + turned_bytes(turning.params, operand);
+    plan->cost.turning += turning_time(turn, operand, device);
   }
-  plan->cost.turning = time;
-  plan->cost.total += time;
+  plan->cost.total += plan->cost.turning;
   return std::move(*plan);
 }
 

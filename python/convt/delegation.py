@@ -57,7 +57,7 @@ def _is_atens(
     native = plans.count("native")
     if native == len(plans) or (native == 0 and not (recorded and bias is not None)):
         return native == 0
-    return heuristics.is_better_whole(problem, head.dtype, native, channels_last)
+    return heuristics.is_better_whole(problem, head.dtype, native)
 
 
 def _is_plainly_channels_last(problem: Problem, input: Operand) -> bool:

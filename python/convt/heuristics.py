@@ -79,7 +79,7 @@ def is_light(problem: Problem, dtype: torch.dtype) -> bool:
     return 6 * problem.macs / 2e14 + 3 * elements * dtype.itemsize / 3e12 < 150e-6
 
 
-def is_better_whole(problem: Problem, dtype: torch.dtype, native: int, channels_last: bool) -> bool:
+def is_better_whole(problem: Problem, dtype: torch.dtype, native: int) -> bool:
     """Whether a step of training that is native in part is fastest by ATen's own node.
 
     native: how many of the three operators are; the sum of a bias' gradient always is.
