@@ -181,6 +181,12 @@ def offset(tensor: Tensor) -> Tensor:
     return torch.cat([tensor.new_full((1,), float("nan")), tensor.flatten()])[1:].view(tensor.shape)
 
 
+def padded(tensor: Tensor) -> Tensor:
+    """The same values in rows that begin at multiples of 16 bytes, NaN behind each."""
+    wide = tensor.new_full((*tensor.shape[:-1], tensor.shape[-1] // 8 * 8 + 16), float("nan"))
+    return wide[..., : tensor.shape[-1]].copy_(tensor)
+
+
 def contiguous(tensor: Tensor) -> Tensor:
     """The same values, contiguous."""
     return tensor.contiguous()

@@ -111,7 +111,13 @@ struct SharedLayout {
   std::int32_t barriers;  // 8 bytes each
   std::int32_t bytes;
   std::int32_t patch_stages;
+  std::int32_t rows;  // [stage][image][channel of a vector][pixel], where rows are turned to lines of a patch
+  std::int32_t row_stage_bytes;
+  std::int32_t row_stages;
 };
+
+// What warps do to a patch between its copy and the products.
+enum class PatchWork : std::int32_t { none, round, turn };
 
 // The order of a block's rows. A unit is a channel of an outer phase, with its W phases. Sixteen rows have so many units, one W phase
 // of all of them after the other, and rows left over; in the natural order every phase is a unit of its own.
@@ -188,18 +194,20 @@ struct GemmParams {
   RowOrder order;
   std::int32_t
       store_bytes;  // widest store that every pixel is aligned for, or every row, wherever it begins: `pixels` and `rows`
-  std::int32_t rounds;  // 1: patches are rounded where they lie in shared memory
+  PatchWork patch_work;
   std::int32_t unit_pitch;  // bytes between units in a slice: `rows`
   std::int32_t across_log2;  // lanes along the pieces of a unit
   EpilogueProgram<float> program;
 };
 
-inline constexpr std::int32_t kBoxAlignment = 1024;
+inline constexpr std::int32_t kBoxAlignment = 1024;   // of copies in lines, and of others
+inline constexpr std::int32_t kRowAlignment = 128;
 
 // `pixels`: of the largest patch; `phases`: of the largest block, empty ones included; `interleaved`: a patch has several W phases,
 // which alternate in memory.
 constexpr SharedLayout shared_layout(const TileConfig& config, Operand operand, WayIn way, std::int32_t pixels,
-                                     std::int32_t phases, bool interleaved, std::int32_t patch_stages = kPatchStages) {
+                                     std::int32_t phases, bool interleaved, std::int32_t patch_stages = kPatchStages,
+                                     std::int32_t row_stages = kRowStages) {
   SharedLayout layout{};
   layout.filter = 0;
   // Vectors of lines change places by their address: copies begin where the pattern does.
@@ -207,7 +215,10 @@ constexpr SharedLayout shared_layout(const TileConfig& config, Operand operand, 
   layout.patch = round_up(config.filter_stages * config.slab_bytes(operand), even);
   layout.patch_stage_bytes = round_up(config.planes * pixels * 16, even);
   layout.patch_stages = patch_stages;
-  layout.pixel_table = layout.patch + patch_stages * layout.patch_stage_bytes;
+  layout.rows = layout.patch + patch_stages * layout.patch_stage_bytes;
+  layout.row_stage_bytes = round_up(pixels * 16, kRowAlignment);
+  layout.row_stages = way == WayIn::rows ? row_stages : 0;
+  layout.pixel_table = layout.rows + layout.row_stages * layout.row_stage_bytes;
   layout.place_table = interleaved ? layout.pixel_table + 4 * pixels : 0;
   const std::int32_t pipeline = layout.pixel_table + (interleaved ? 8 : 4) * pixels;
   const std::int32_t staging = config.staging_bytes() + 4 * phases;

@@ -28,6 +28,7 @@ inline constexpr int kMmaPixels = 8;      // columns of an mma.sync
 inline constexpr int kMmaPlanes = 2;      // 16-byte channel vectors that an mma.sync reduces over
 inline constexpr int kPatchStages = 2;
 inline constexpr int kMostPatchStages = 4;   // where patches are copied, if there is room
+inline constexpr int kRowStages = 2;         // of a vector of channels each, where rows are turned; up to kMostPatchStages
 inline constexpr int kGroupRows = 64;     // of a wgmma: virtual channels
 inline constexpr int kGroupPixels = 128;  // columns of a wgmma: a run of neighbouring pixels of a patch
 // Where a warp of a warpgroup turns its sums before it stores them: 16 rows of 128 bytes and these words.
@@ -42,10 +43,11 @@ enum class Engine : int { warps, warpgroups };
 //   gathered: through registers of those who load, channel by channel or 16 bytes of them; planes of 16 bytes a pixel.
 //   boxes: by tensor copies that a single thread asks for; a pixel's channels, of 16 bits and innermost in memory, are a line.
 //   turned: the same of an input that was turned to that, and rounded, by a launch before.
-enum class WayIn : int { gathered, boxes, turned };
+//   rows: by tensor copies of rows of pixels, channel by channel, which warps turn to lines in shared memory.
+enum class WayIn : int { gathered, boxes, turned, rows };
 
 constexpr const char* name_of(WayIn way) {
-  constexpr const char* names[] = {"gathered", "boxes", "turned"};
+  constexpr const char* names[] = {"gathered", "boxes", "turned", "rows"};
   return names[int(way)];
 }
 CONVT_HOST_DEVICE constexpr bool in_lines(WayIn way) { return way != WayIn::gathered; }
@@ -92,8 +94,8 @@ struct TileConfig {
   }
   // Bytes from a patch's pixel to the next.
   CONVT_HOST_DEVICE constexpr int pixel_bytes(WayIn way) const { return in_lines(way) ? planes * 16 : 16; }
-  // Of a kernel of warpgroups: filter stages full and empty, patches full, empty and rounded, tile left.
-  CONVT_HOST_DEVICE constexpr int barriers() const { return 2 * filter_stages + 3 * kMostPatchStages + 1; }
+  // Of a kernel of warpgroups: filter stages full and empty; patches full, empty and ready, rows empty; tile left.
+  CONVT_HOST_DEVICE constexpr int barriers() const { return 2 * filter_stages + 4 * kMostPatchStages + 1; }
   // Bytes that outlive a tile, or are read beyond the last patch by columns that are dropped.
   CONVT_HOST_DEVICE constexpr int lasting_bytes() const {
     const int lasting = 16 + 8 * pixels + warps() * kExitBytes + 8 * barriers();

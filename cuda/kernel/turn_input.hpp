@@ -212,8 +212,7 @@ struct TurnInput {
     if constexpr (kWord == 1) {
       return channels[0].word[pixel];
     } else {
-      const std::uint32_t low = channels[0].word[pixel / 2], high = channels[1].word[pixel / 2];
-      return pixel % 2 == 0 ? (low & 0xffff) | high << 16 : low >> 16 | (high & 0xffff0000u);
+      return halves_of(channels[0].word[pixel / 2], channels[1].word[pixel / 2], pixel % 2);
     }
   }
 

@@ -4,6 +4,7 @@
 #include "collective/pair_exit.hpp"
 #include "collective/patch_loader.hpp"
 #include "collective/patch_rounding.hpp"
+#include "collective/patch_turning.hpp"
 #include "collective/pixel_exit.hpp"
 #include "collective/row_exit.hpp"
 
@@ -26,9 +27,10 @@ struct WarpgroupGemm {
   static constexpr int kThreads = kConfig.block_threads(kWayIn);
   // That load and feed; a thread block of boxes has a few more, since warpgroups share out registers as a whole.
   static constexpr int kLoading = kWayIn == WayIn::boxes ? 64 : kConfig.threads();
-  // Of float32 those few round the patches, where the tensor is copied as it lies: tensor cores would truncate.
-  static constexpr bool kRounds = kWayIn == WayIn::boxes && kOperand == Operand::tf32;
-  using Rounding = PatchRounding<kLoading, kThreads - kConfig.threads() - kLoading>;
+  // Those few turn rows to lines. Of float32 they round the patches, where lines are copied as they lie: tensor cores would truncate.
+  static constexpr int kWorking = kThreads - kConfig.threads() - kLoading;
+  using Rounding = PatchRounding<kLoading, kWorking>;
+  using Turning = PatchTurning<kOperand, kConfig.pixel_bytes(kWayIn), kLoading, kWorking>;
   static constexpr int kBlocks = kConfig.blocks_of(kOperand);
   static constexpr int kPixel = kConfig.pixel_bytes(kWayIn);
   static_assert(kConfig.warp_rows() == kMmaRows && kConfig.warp_pixels() == 2 * kGroupPixels &&
@@ -37,8 +39,8 @@ struct WarpgroupGemm {
 
   // Barriers, in this order behind params.shared.barriers.
   static constexpr int kFilterFull = 0, kFilterEmpty = kStages, kPatchFull = 2 * kStages,
-                       kPatchEmpty = kPatchFull + kMostPatchStages, kPatchRounded = kPatchEmpty + kMostPatchStages,
-                       kLeft = kPatchRounded + kMostPatchStages;
+                       kPatchEmpty = kPatchFull + kMostPatchStages, kPatchReady = kPatchEmpty + kMostPatchStages,
+                       kRowsEmpty = kPatchReady + kMostPatchStages, kLeft = kRowsEmpty + kMostPatchStages;
   static_assert(kLeft + 1 == kConfig.barriers());
   CONVT_HOST_DEVICE static std::int32_t barrier(const GemmParams& params, int first, std::int32_t at) {
     return params.shared.barriers + (first + at) * 8;
@@ -46,7 +48,7 @@ struct WarpgroupGemm {
   CONVT_HOST_DEVICE static int arrivals(int at) {
     if (at < kFilterEmpty) return 1;
     if (at >= kPatchFull && at < kPatchEmpty) return kWayIn == WayIn::boxes ? 1 : kConfig.loaders();
-    if (at >= kPatchRounded && at < kLeft) return Rounding::kWarps;
+    if (at >= kPatchReady && at < kLeft) return kWorking / 32;
     return kConfig.warps();
   }
 
@@ -99,63 +101,112 @@ struct WarpgroupGemm {
         load(group, params);
       }
     };
+    const auto working = [&](auto& group) {
+      if constexpr (kWayIn == WayIn::boxes) {
+        if (params.patch_work == PatchWork::turn) turn(group, params);
+        if (kOperand == Operand::tf32 && params.patch_work == PatchWork::round) round(group, params);
+      }
+    };
     block.template roles<kConfig.loader_registers(kWayIn), kConfig.consumer_registers(kWayIn)>(
-        loading, [&](auto& group) { feed(group, params); }, [&](auto& group) { round(group, params); },
-        [&](auto& group) { consume(group, params); });
+        loading, [&](auto& group) { feed(group, params); }, working, [&](auto& group) { consume(group, params); });
   }
 
   // Patch after patch, where it lies, behind its copy.
   template <class Executor>
   CONVT_HOST_DEVICE static void round(Executor& group, const GemmParams& params) {
-    if constexpr (kRounds) {
-      if (!params.rounds) return;
-      using Warp = typename Executor::Warp;
-      struct Nothing {};
-      typename Executor::template PerWarp<Nothing> nothing;
-      Ring<kPatches> at;
-      for (std::int32_t index = group.index(); index < params.tiles; index += group.count()) {
-        const Work work = work_of(group, params, index);
-        std::int32_t bytes = 0;
+    using Warp = typename Executor::Warp;
+    struct Nothing {};
+    typename Executor::template PerWarp<Nothing> nothing;
+    Ring<kPatches> at;
+    for (std::int32_t index = group.index(); index < params.tiles; index += group.count()) {
+      const Work work = work_of(group, params, index);
+      std::int32_t bytes = 0;
 #pragma unroll 1
-        for (std::int32_t patch = 0, chunk = 0; patch < work.patches; ++patch) {
-          if (chunk == 0) bytes = shifts_at(group, params, work, patch / params.chunks).pixels * kPixel;
-          const std::int32_t first = params.shared.patch + at.stage * params.shared.patch_stage_bytes;
-          group.wait(barrier(params, kPatchFull, at.stage), at.parity);
-          group.each_warp(nothing, [=](Warp& warp, Nothing&) {
-            Rounding::run(warp, first, bytes);
-            warp.publish();
-          });
-          group.arrive_warps(barrier(params, kPatchRounded, at.stage));
-          at.next(patch_stages(params));
-          if (++chunk == params.chunks) chunk = 0;
-        }
+      for (std::int32_t patch = 0, chunk = 0; patch < work.patches; ++patch) {
+        if (chunk == 0) bytes = shifts_at(group, params, work, patch / params.chunks).pixels * kPixel;
+        const std::int32_t first = params.shared.patch + at.stage * params.shared.patch_stage_bytes;
+        group.wait(barrier(params, kPatchFull, at.stage), at.parity);
+        group.each_warp(nothing, [=](Warp& warp, Nothing&) {
+          Rounding::run(warp, first, bytes);
+          warp.publish();
+        });
+        group.arrive_warps(barrier(params, kPatchReady, at.stage));
+        at.next(patch_stages(params));
+        if (++chunk == params.chunks) chunk = 0;
       }
     }
   }
 
-  // Patch after patch, each one copy.
+  // Patch after patch, a vector of channels at a time, from the stages of rows to that of the patch.
+  template <class Executor>
+  CONVT_HOST_DEVICE static void turn(Executor& group, const GemmParams& params) {
+    using Warp = typename Executor::Warp;
+    struct Nothing {};
+    typename Executor::template PerWarp<Nothing> nothing;
+    Ring<kPatches> from, to;
+    for (std::int32_t index = group.index(); index < params.tiles; index += group.count()) {
+      const Work work = work_of(group, params, index);
+      std::int32_t images = 0, pixels = 0;
+#pragma unroll 1
+      for (std::int32_t patch = 0, chunk = 0; patch < work.patches; ++patch) {
+        if (chunk == 0) {
+          const ShiftGroup shifts = shifts_at(group, params, work, patch / params.chunks);
+          images = shifts.extent[0];
+          pixels = shifts.pitch[0];
+        }
+        const std::int32_t target = params.shared.patch + to.stage * params.shared.patch_stage_bytes;
+        group.wait(barrier(params, kPatchEmpty, to.stage), to.parity ^ 1);
+#pragma unroll 1
+        for (std::int32_t plane = 0; plane < kConfig.planes; ++plane) {
+          const std::int32_t rows = params.shared.rows + from.stage * params.shared.row_stage_bytes;
+          group.wait(barrier(params, kPatchFull, from.stage), from.parity);
+          group.each_warp(nothing, [=](Warp& warp, Nothing&) {
+            Turning::run(warp, rows, target + plane * 16, pixels, images);
+          });
+          group.arrive_warps(barrier(params, kRowsEmpty, from.stage));
+          from.next(params.shared.row_stages);
+        }
+        group.each_warp(nothing, [](Warp& warp, Nothing&) { warp.publish(); });
+        group.arrive_warps(barrier(params, kPatchReady, to.stage));
+        to.next(patch_stages(params));
+        if (++chunk == params.chunks) chunk = 0;
+      }
+    }
+  }
+
+  // Patch after patch, each one copy, or as many of rows as it has vectors of channels.
   template <class Executor>
   CONVT_HOST_DEVICE static void fetch(Executor& group, const GemmParams& params, const PatchCopy& copy) {
+    const bool rows = params.patch_work == PatchWork::turn;
+    const std::int32_t copies = rows ? kConfig.planes : 1, pixel = rows ? 16 : kPixel;
+    const std::int32_t first = rows ? params.shared.rows : params.shared.patch,
+                       pitch = rows ? params.shared.row_stage_bytes : params.shared.patch_stage_bytes,
+                       stages = rows ? params.shared.row_stages : patch_stages(params),
+                       empty = rows ? kRowsEmpty : kPatchEmpty;
     Ring<kPatches> to;
     Ring<1> left;
     for (std::int32_t index = group.index(); index < params.tiles; index += group.count()) {
       const Work work = work_of(group, params, index);
-      std::int32_t at[kBoxAxes], bytes = 0;   // the first channel, and the first pixel along W, H, D and N
+      const std::int32_t image = std::int32_t(work.tile.q[0]);
+      std::int32_t pixels[kAxes], bytes = 0;   // the first along D, H and W
 #pragma unroll 1
       for (std::int32_t patch = 0, chunk = 0; patch < work.patches; ++patch) {
         if (chunk == 0) {
           const ShiftGroup shifts = shifts_at(group, params, work, patch / params.chunks);
           for (int axis = 0; axis < kAxes; ++axis) {
-            at[kAxes - axis] = std::int32_t(first_of(params, work.tile, shifts, axis));
+            pixels[axis] = std::int32_t(first_of(params, work.tile, shifts, axis));
           }
-          at[kBoxAxes - 1] = std::int32_t(work.tile.q[0]);
-          bytes = shifts.pixels * kPixel;
+          bytes = shifts.pixels * pixel;
         }
-        at[0] = work.tile.conv_group * copy.group_channels + chunk * Patch::kChunk;
-        group.wait(barrier(params, kPatchEmpty, to.stage), to.parity ^ 1);
-        group.copy_box(params.shared.patch + to.stage * params.shared.patch_stage_bytes, copy, at, bytes,
-                       barrier(params, kPatchFull, to.stage));
-        to.next(patch_stages(params));
+        std::int32_t channel = work.tile.conv_group * copy.group_channels + chunk * Patch::kChunk;
+#pragma unroll 1
+        for (std::int32_t part = 0; part < copies; ++part, channel += Patch::kVector) {
+          const std::int32_t at[kBoxAxes] = {rows ? pixels[2] : channel, rows ? pixels[1] : pixels[2],
+                                             rows ? pixels[0] : pixels[1], rows ? channel : pixels[0], image};
+          group.wait(barrier(params, empty, to.stage), to.parity ^ 1);
+          group.copy_box(first + to.stage * pitch, copy, at, bytes, barrier(params, kPatchFull, to.stage));
+          to.next(stages);
+        }
         if (++chunk == params.chunks) chunk = 0;
       }
       await_leaving(group, params, left);
@@ -304,7 +355,7 @@ struct WarpgroupGemm {
     std::int32_t offset =
         group.template load<ShiftRecord>(params.tables + params.table.shifts + shifts.first_shift * sizeof(ShiftRecord))
             .pixel_offset;
-    const int ready = kRounds && params.rounds ? kPatchRounded : kPatchFull;
+    const int ready = kWayIn == WayIn::boxes && params.patch_work != PatchWork::none ? kPatchReady : kPatchFull;
     std::int32_t last_filter = -1, last_patch = -1;   // whose products may be under way
     for (std::int32_t patch = 0, chunk = 0; patch < work.patches; ++patch) {
       group.wait(barrier(params, ready, from.stage), from.parity);

@@ -37,7 +37,8 @@ std::int64_t pixel_capacity(const TileConfig& config, Operand operand, const Dev
   const std::int64_t even = in_lines(way) ? kBoxAlignment : 1;
   const std::int64_t left = shared_capacity(device, blocks) -
                             round_up(config.filter_stages * config.slab_bytes(operand), even) - config.lasting_bytes();
-  const std::int64_t pixel = config.planes * 16, pixels = left / (kPatchStages * pixel + (interleaved ? 8 : 4));
+  const std::int64_t pixel = config.planes * 16, rows = way == WayIn::rows ? kRowStages * 16 : 0;
+  const std::int64_t pixels = left / (kPatchStages * pixel + rows + (interleaved ? 8 : 4));
   return in_lines(way) ? pixels / (even / pixel) * (even / pixel) : pixels;
 }
 
@@ -56,19 +57,30 @@ bool is_copied(const GemmShape& shape, Operand operand) {
   return copied;
 }
 
+// Whether all rows along W begin at multiples of 16 bytes, and none of their pixels is skipped.
+bool whole_rows(const GemmShape& shape, int vector) {
+  const std::int64_t extents[] = {shape.problem.batch, shape.in_channels * shape.problem.groups, shape.axes[0].input,
+                                  shape.axes[1].input};
+  bool whole = shape.input[1] > 0 && shape.input[4] == 1 && shape.axes[2].step == 1;
+  for (int axis = 0; axis < int(std::size(extents)); ++axis) {
+    whole = whole && (extents[axis] == 1 || shape.input[axis] % vector == 0);
+  }
+  return whole;
+}
+
 }  // namespace
 
-bool comes_in_boxes(const GemmShape& shape, const TileConfig& config, Operand operand) {
+bool comes(WayIn way, const GemmShape& shape, const TileConfig& config, Operand operand) {
+  if (way == WayIn::gathered) return true;
+  if (!config.has(operand, way)) return false;
+  if (way == WayIn::turned) {
+    return can_turn(turn_shape(shape, config, operand)) && is_copied(turned_shape(shape, config, operand), operand);
+  }
   const int vector = operand_vector(operand);
   // Channels beyond the tensor's are 0; those of another group are not.
   const bool own = shape.problem.groups == 1 || shape.in_channels % (config.planes * vector) == 0;
-  return config.has(operand, WayIn::boxes) && own && whole_vectors(shape.input, shape.in_channels, vector) &&
-         is_copied(shape, operand);
-}
-
-bool comes_turned(const GemmShape& shape, const TileConfig& config, Operand operand) {
-  return config.has(operand, WayIn::turned) && can_turn(turn_shape(shape, config, operand)) &&
-         is_copied(turned_shape(shape, config, operand), operand);
+  const bool fits = way == WayIn::boxes ? whole_vectors(shape.input, shape.in_channels, vector) : whole_rows(shape, vector);
+  return own && fits && is_copied(shape, operand);
 }
 
 TurnShape turn_shape(const GemmShape& shape, const TileConfig& config, Operand operand) {
@@ -260,7 +272,7 @@ std::optional<TileWork> work_of(const GemmWork& work, const std::vector<BlockShi
                : tile.way == WayOut::rows   ? config.warps() * (bytes == 2 ? 470 + 23.6 * sums : 230 + 18 * sums)
                                             : config.warps() * (240.0 + 2 * sums);
     constexpr double rounding = 0.2;   // of a byte
-    loading += in_lines(work.way) ? (work.rounds() ? units * 16 * rounding : 0)
+    loading += in_lines(work.way) ? (work.patch_work() != PatchWork::none ? units * 16 * rounding : 0)
                                   : batches * config.warps() * (60 + (loads > 1 ? 70 : 0));
     issue += own * mma_steps * config.warps() * (filter_loads + patch_loads * (ieee ? 9 : 1) + 8) +
              own * chunks * config.warps() * 45;

@@ -40,8 +40,10 @@ struct GemmWork {
   bool by_pixels, by_rows;        // what leaves_by_pixels and leaves_by_rows say
   WayIn way;
 
-  // Whether patches come as they lie in memory and have still to be rounded.
-  bool rounds() const { return way == WayIn::boxes && is_float32(operand); }
+  PatchWork patch_work() const {
+    const bool rounds = way == WayIn::boxes && is_float32(operand);   // as they lie in memory
+    return way == WayIn::rows ? PatchWork::turn : rounds ? PatchWork::round : PatchWork::none;
+  }
   double mma_steps() const { return std::ceil(double(shape.in_channels) / (kMmaPlanes * operand_vector(operand))); }
   double chunks() const { return std::ceil(mma_steps() * kMmaPlanes / config.planes); }
   PatchLimits limits() const { return {capacity, in_lines(way) ? 0 : config.planes}; }
@@ -50,10 +52,9 @@ struct GemmWork {
 GemmWork gemm_work(const GemmShape& shape, const DeviceTraits& device, const TileConfig& config, Operand operand,
                    int blocks, WayIn way = WayIn::gathered);
 
-// Whether tensor copies may fetch a configuration's patches from a tensor: channels innermost in whole vectors, and steps, strides
-// and groups that the copies know. Whether from a turned one.
-bool comes_in_boxes(const GemmShape& shape, const TileConfig& config, Operand operand);
-bool comes_turned(const GemmShape& shape, const TileConfig& config, Operand operand);
+// Whether a configuration's patches may come so. Tensor copies know but some steps, strides and groups; of boxes channels are
+// innermost in whole vectors, of rows neighbours along W, all of whose rows begin at multiples of 16 bytes.
+bool comes(WayIn way, const GemmShape& shape, const TileConfig& config, Operand operand);
 // The input as it is turned, in whole vectors of channels, or with several groups in whole chunks, since a box would reach into the
 // next group; and the same operator on it.
 TurnShape turn_shape(const GemmShape& shape, const TileConfig& config, Operand operand);

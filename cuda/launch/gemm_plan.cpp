@@ -59,21 +59,24 @@ PatchBox box_of(const GemmWork& work, const PatchShape& patch) {
   const GemmShape& shape = work.shape;
   const int bytes = operand_bytes(work.operand);
   PatchBox box{};
-  const bool turned = work.way == WayIn::turned;
+  const bool turned = work.way == WayIn::turned, rows = work.way == WayIn::rows;
   const std::int64_t pitch = turned ? turn_shape(shape, work.config, work.operand).pitch : shape.in_channels;
-  box.extent[0] = pitch * shape.problem.groups;
-  box.count[0] = work.config.planes * operand_vector(work.operand);
-  box.stride[0] = bytes;
-  box.step[0] = 1;
-  for (int at = 1; at < kBoxAxes; ++at) {
-    const int axis = kBoxAxes - 1 - at;   // N, D, H, W
-    const bool batch = axis == 0;
-    box.extent[at] = batch ? shape.problem.batch : shape.axes[axis - 1].input;
-    box.step[at] = batch ? 1 : std::int32_t(shape.axes[axis - 1].step);
-    box.count[at] = axis == kTileAxes - 1 ? patch.pitch[axis - 1] : patch.extent[axis];
-    // Where there is one, wherever the next would be.
-    box.stride[at] = box.extent[at] == 1 ? 16 : shape.input[batch ? 0 : axis + 1] * bytes;
+  box.lines = !rows;
+  // Where there is one, wherever the next would be.
+  const auto tell = [&](int at, std::int64_t extent, std::int64_t stride, std::int32_t count, std::int64_t step) {
+    box.extent[at] = extent;
+    box.stride[at] = at == 0 ? bytes : extent == 1 ? 16 : stride * bytes;
+    box.count[at] = count;
+    box.step[at] = std::int32_t(step);
+  };
+  const int vector = operand_vector(work.operand);
+  tell(rows ? 3 : 0, pitch * shape.problem.groups, shape.input[1], rows ? vector : work.config.planes * vector, 1);
+  for (int axis = 0; axis < kAxes; ++axis) {
+    const GemmShape::Along& along = shape.axes[axis];
+    const std::int32_t count = axis == kAxes - 1 ? patch.pitch[axis] : patch.extent[1 + axis];
+    tell(kAxes - 1 - axis + box.lines, along.input, shape.input[2 + axis], count, along.step);
   }
+  tell(kBoxAxes - 1, shape.problem.batch, shape.input[0], patch.extent[0], 1);
   return box;
 }
 
@@ -148,17 +151,21 @@ std::variant<GemmPlan, std::string> build(const GemmWork& work, const GemmChoice
   }
   params.table = tables.layout;
   params.chunks = std::int32_t(ceil_div(shape.in_channels, work.config.planes * vector));
-  const auto layout_of = [&](std::int32_t patch_stages) {
-    return shared_layout(work.config, work.operand, work.way, std::max(tables.most_pixels, 1), tables.most_phases,
-                         tables.interleaved, patch_stages);
+  const auto lay_out = [&](std::int32_t patch_stages, std::int32_t row_stages) {
+    const SharedLayout layout =
+        shared_layout(work.config, work.operand, work.way, std::max(tables.most_pixels, 1), tables.most_phases,
+                      tables.interleaved, patch_stages, row_stages);
+    const bool least = patch_stages == kPatchStages && row_stages == kRowStages;
+    if (least || layout.bytes <= shared_capacity(work.device, work.blocks)) params.shared = layout;
   };
-  params.shared = layout_of(kPatchStages);
+  lay_out(kPatchStages, kRowStages);
   if (in_lines(work.way)) {
     plan.box = box_of(work, patch_shape(choice.box, {}));
-    plan.group_channels = std::int32_t(plan.box.extent[0] / problem.groups);
-    for (std::int32_t stages = kPatchStages + 1; stages <= wanted_stages(blocks, params.chunks); ++stages) {
-      const SharedLayout more = layout_of(stages);
-      if (more.bytes <= shared_capacity(work.device, work.blocks)) params.shared = more;
+    plan.group_channels = std::int32_t(plan.box.extent[work.way == WayIn::rows ? 3 : 0] / problem.groups);
+    const bool rows = work.way == WayIn::rows;
+    const std::int32_t wanted = rows ? kMostPatchStages : wanted_stages(blocks, params.chunks);
+    for (std::int32_t more = 1; more <= wanted - (rows ? kRowStages : kPatchStages); ++more) {
+      lay_out(kPatchStages + (rows ? 0 : more), kRowStages + (rows ? more : 0));
     }
   }
   params.in_channels = std::int32_t(shape.in_channels);
@@ -177,7 +184,7 @@ std::variant<GemmPlan, std::string> build(const GemmWork& work, const GemmChoice
   params.output_vectors =
       channels_inner && whole_vectors(shape.output, shape.out_channels, vector) && params.block_channels % vector == 0;
 
-  params.rounds = work.rounds();
+  params.patch_work = work.patch_work();
   params.way_out = way_out(work, choice.box, choice.block_channels);
   params.store_bytes = aligned_bytes(shape, operand_bytes(work.operand));
   params.order = params.way_out == WayOut::rows ? order_of(work) : RowOrder{};
@@ -255,17 +262,18 @@ std::variant<GemmPlan, std::string> plan_gemm(const Request& request, const Devi
   };
   std::vector<Variant> variants;
   const GemmShape& shape = search.shape();
-  for (int axis = 0; axis < kAxes && config.grouped(); ++axis) {
-    const std::int64_t outputs = device.outputs_together;
-    const Axis& along = shape.problem.axes[axis];
-    const double rows = double(shape.out_channels) * double(shape.axes[0].stride) * double(shape.axes[1].stride) *
-                        double(shape.axes[2].stride) * double(outputs);
-    if (outputs < 2 || rows > config.rows || along.filter <= along.stride || shape.axes[axis].output < outputs)
-      continue;
-    GemmSearch& together = search.together(axis, outputs);
-    variants.push_back({together, turned_shape(together.shape(), config, operand)});
+  const auto add = [&](GemmSearch& variant) {
+    variants.push_back({variant, config.grouped() ? turned_shape(variant.shape(), config, operand) : variant.shape()});
+  };
+  const bool is_asked = device.outputs_together > 0;
+  const std::int64_t fewest = is_asked ? device.outputs_together : 2, most = is_asked ? fewest : kMostTogether;
+  if (!is_asked) add(search);
+  for (std::int64_t outputs = fewest; config.grouped() && outputs <= most; ++outputs) {
+    for (int axis = 0; axis < kAxes; ++axis) {
+      if (fills_rows(shape, axis, outputs, config.rows)) add(search.together(axis, outputs));
+    }
   }
-  if (variants.empty()) variants.push_back({search, config.grouped() ? turned_shape(shape, config, operand) : shape});
+  if (variants.empty()) add(search);
   const auto work_in = [&](const Variant& variant, WayIn way) {
     const GemmShape& read = way == WayIn::turned ? variant.turned : variant.search.shape();
     return gemm_work(read, device, config, operand, fitting, way);
@@ -285,16 +293,16 @@ std::variant<GemmPlan, std::string> plan_gemm(const Request& request, const Devi
     best_way = way;
   };
   const auto weigh = [&](WayIn way) {
-    for (const Variant& variant : variants) weigh_one(variant, way);
+    for (const Variant& variant : variants) {
+      if (comes(way, variant.search.shape(), config, operand)) weigh_one(variant, way);
+    }
   };
-  // What can come in boxes as it lies comes so; gathering and turning are weighed.
-  const bool copies = device.tensor_copies > 0, boxed = copies && comes_in_boxes(shape, config, operand);
-  if (boxed) {
-    weigh(WayIn::boxes);
-  } else if (copies && comes_turned(shape, config, operand)) {
-    weigh(WayIn::turned);
-  }
-  if (!best || (!boxed && device.tensor_copies == 1)) weigh(WayIn::gathered);
+  // What can come in boxes as it lies comes so; other ways are weighed.
+  if (device.tensor_copies > 0) weigh(WayIn::boxes);
+  const bool weighs = device.tensor_copies == 1 && !best;
+  if (weighs || (!best && device.tensor_copies == 2)) weigh(WayIn::turned);
+  if (weighs || (!best && device.tensor_copies == 3)) weigh(WayIn::rows);
+  if (weighs || !best) weigh(WayIn::gathered);
   if (best) return build(work_in(*best_variant, best_way), *best, request);
   return "no tile's patch fits shared memory";
 }

@@ -76,10 +76,11 @@ std::vector<std::int32_t> equal_shares(std::int64_t channels, std::int32_t rows)
 }  // namespace
 
 std::int32_t even_positions(const GemmWork& work) {
-  if (!work.by_rows) return 2;
+  const std::int64_t least = work.way == WayIn::rows ? operand_vector(work.operand) : 2;   // powers of two
+  if (!work.by_rows) return std::int32_t(least);
   const std::int32_t bytes = operand_bytes(work.operand);
   const std::int64_t elements = aligned_bytes(work.shape, bytes) / bytes;
-  return std::int32_t(std::max<std::int64_t>(2, elements / std::gcd(elements, work.shape.axes[2].stride)));
+  return std::int32_t(std::max<std::int64_t>(least, elements / std::gcd(elements, work.shape.axes[2].stride)));
 }
 
 std::vector<std::int32_t> channel_blocks(const GemmWork& work) {

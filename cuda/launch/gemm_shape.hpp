@@ -59,6 +59,15 @@ inline GemmShape together(GemmShape shape, int axis, std::int64_t outputs) {
   return shape;
 }
 
+// Whether neighbours that come together give channels to rows of a tile that would be empty: they fit, and read something in common.
+inline constexpr std::int64_t kMostTogether = 4;
+inline bool fills_rows(const GemmShape& shape, int axis, std::int64_t outputs, std::int64_t rows) {
+  double used = double(shape.out_channels) * double(outputs);
+  for (const GemmShape::Along& along : shape.axes) used *= double(along.stride);
+  const Axis& along = shape.problem.axes[axis];
+  return outputs > 1 && used <= double(rows) && along.filter > along.stride && shape.axes[axis].output >= outputs;
+}
+
 inline bool has_together(const GemmShape& shape) {
   return shape.axes[0].outputs * shape.axes[1].outputs * shape.axes[2].outputs > 1;
 }

@@ -45,7 +45,9 @@ void describe_box(const PatchBox& box, Operand operand, PatchCopy& copy) {
   static_assert(sizeof(map) == sizeof(copy.bytes));
   const CUresult result = encode(&map, types[int(operand)], kBoxAxes, const_cast<char*>(box.base), extents, strides,
                                  spans, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-                                 box.line_bytes() == 128 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B,
+                                 !box.lines                ? CU_TENSOR_MAP_SWIZZLE_NONE
+                                 : box.line_bytes() == 128 ? CU_TENSOR_MAP_SWIZZLE_128B
+                                                           : CU_TENSOR_MAP_SWIZZLE_64B,
                                  CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (result != CUDA_SUCCESS) {
     throw std::runtime_error("describing a tensor copy: the driver's error " + std::to_string(int(result)));

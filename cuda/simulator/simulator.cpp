@@ -42,9 +42,9 @@ void run_warpgroups(const GemmPlan& plan, const GemmLaunch& launch, const Schedu
     using Kernel = WarpgroupGemm<kConfig, kOperand, kWayIn>;
     const GemmParams& params = launch.gemm;
     PatchCopy copy;
-    static_assert(sizeof(launch.box) <= sizeof(copy.bytes));
+    const PatchBox* const box = &launch.box;
     copy.group_channels = plan.group_channels;
-    std::memcpy(copy.bytes, &launch.box, sizeof(launch.box));
+    std::memcpy(copy.bytes, &box, sizeof(box));
     each_block(plan.grid, schedule, [&](std::int32_t index) {
       WarpgroupBlock block(index, std::int32_t(plan.grid), kConfig.groups(), Kernel::kLoading / 32 - 1,
                            input_of(plan, params, operand_bytes(kOperand)), params.shared.bytes, schedule, counters);

@@ -211,14 +211,20 @@ class HostGroup {
       copy();
     }
   }
-  // Every line of the box, zeros where it lies outside of the tensor.
+  // Every line of the box, or row, zeros where it lies outside of the tensor.
   void copy_box(std::int32_t offset, const PatchCopy& told, const std::int32_t (&first)[kBoxAxes], std::int32_t bytes,
                 std::int32_t barrier) {
-    PatchBox box;
-    std::memcpy(&box, told.bytes, sizeof(box));
+    const PatchBox* told_box;
+    std::memcpy(&told_box, told.bytes, sizeof(told_box));
+    const PatchBox box = *told_box;
     if (bytes != box.bytes()) throw std::runtime_error("a tensor copy has other bytes than its barrier expects");
-    if (offset % kBoxAlignment != 0) throw std::runtime_error("a tensor copy is not aligned in shared memory");
-    if (first[0] * box.stride[0] % 16 != 0) throw std::runtime_error("a tensor copy begins at no multiple of 16 bytes");
+    if (offset % (box.lines ? kBoxAlignment : kRowAlignment) != 0) {
+      throw std::runtime_error("a tensor copy is not aligned in shared memory");
+    }
+    if (box.line_bytes() % 16 != 0) throw std::runtime_error("a row of a tensor copy is no multiple of 16 bytes");
+    for (int axis = 1; axis < kBoxAxes; ++axis) {
+      if (box.stride[axis] % 16 != 0) throw std::runtime_error("a stride of a tensor copy is no multiple of 16 bytes");
+    }
     std::array<std::int32_t, kBoxAxes> at;
     std::copy(std::begin(first), std::end(first), at.begin());
     // Made when its role may have ended.
@@ -264,18 +270,19 @@ class HostGroup {
       there = there && at >= 0 && at < box.extent[axis];
       source += at * box.stride[axis];
     }
-    for (std::int32_t piece = 0; piece < box.line_bytes(); piece += 16) {
-      const std::int64_t channel = first[0] + piece / box.stride[0];
-      char* const to =
-          block.memory.at(sm90::in_its_line(offset + line * box.line_bytes() + piece, box.line_bytes()), 16);
-      if (there && channel < box.extent[0]) {
-        const char* const from = source + channel * box.stride[0];
-        if (from < block.input.begin || from + 16 > block.input.end) {
+    const std::int32_t bytes = std::int32_t(box.stride[0]);
+    for (std::int32_t at = 0; at < box.count[0]; ++at) {
+      const std::int64_t element = first[0] + at;
+      const std::int32_t place = offset + line * box.line_bytes() + at * bytes;
+      char* const to = block.memory.at(box.lines ? sm90::in_its_line(place, box.line_bytes()) : place, bytes);
+      if (there && element >= 0 && element < box.extent[0]) {
+        const char* const from = source + element * bytes;
+        if (from < block.input.begin || from + bytes > block.input.end) {
           throw std::out_of_range("global memory: a tensor copy reads outside of the input");
         }
-        std::memcpy(to, from, 16);
+        std::memcpy(to, from, bytes);
       } else {
-        std::memset(to, 0, 16);
+        std::memset(to, 0, bytes);
       }
     }
   }

@@ -11,6 +11,7 @@ from convt import _C
 
 CONFIGS = tuple(config for config in _C.cuda_configs() if grouped(config))
 LAYOUTS = adversarial.contiguous, adversarial.channels_last, adversarial.sliced, adversarial.offset
+WAYS_LAYOUTS = *LAYOUTS, adversarial.padded
 DTYPES = torch.float32, torch.bfloat16, torch.float16
 PLAYED = ("2d-groups-of-5", "2d-column", "1d-output-padding")
 
@@ -36,9 +37,9 @@ def check(case, operator, device):
     stride, padding, output_padding, groups, dilation = case.geometry
     ways = set()
     for number, config in enumerate(CONFIGS):
-        for copies in (0, 2):
-            dtype = DTYPES[(number + len(case.name)) % len(DTYPES)]
-            for layout in LAYOUTS:
+        for copies in (0, 2, 3):
+            dtype = DTYPES[(number + copies + len(case.name)) % len(DTYPES)]
+            for layout in WAYS_LAYOUTS:
                 values, filter = layout(read.to(dtype)), weight.to(dtype)
                 result = layout(torch.full_like(wanted, float("nan"), dtype=dtype))
                 shown = (values, result) if forward else (result, values)
@@ -94,7 +95,9 @@ EACH_OPERATOR = pytest.mark.parametrize("operator", ["forward", "grad_input"])
 @EACH_OPERATOR
 @pytest.mark.parametrize("case", [case for case in ADVERSARIAL if case.name in PLAYED], ids=lambda case: case.name)
 def test_ways_in_as_the_simulator_plays_them(case, operator):
-    assert {"gathered", "turned"} <= check(case, operator, "cpu")
+    ways = check(case, operator, "cpu")
+    assert {"gathered", "turned"} <= ways
+    assert ("rows" in ways) == (case.geometry[3] == 1 and (operator == "forward" or case.geometry[0][-1] == 1))
 
 
 @pytest.mark.cuda

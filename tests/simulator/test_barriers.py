@@ -56,7 +56,8 @@ AMONG_ROLES = {
     "FilterEmpty": "the products that read a slab from the copy that takes its place",
     "PatchFull": "the stores of a patch, of every loader, from the products that read it",
     "PatchEmpty": "the products that read a patch from the stores that take its place",
-    "PatchRounded": "the rounding of a patch from the products that read it",
+    "PatchReady": "the rounding of a patch, or its turning, from the products that read it",
+    "RowsEmpty": "the turning of rows from the copy that takes their place",
     "Left": "the staged output of a tile from patches and slabs of the next one",
 }
 PATCH_STAGES, MOST_PATCH_STAGES = 2, 4  # kPatchStages and kMostPatchStages of cuda/config/tile_config.hpp
@@ -78,9 +79,9 @@ def waits(config: str, patch_stages: int = PATCH_STAGES) -> dict[str, tuple[int,
     for name, value in re.findall(r"(\w+) = ([^,]+)", declared):
         first[name] = eval(value, {"kStages": stages, "kMostPatchStages": MOST_PATCH_STAGES}, first)
     of_roles = int(re.search(r"kWaits = (\d+);", (KERNELS.parent / "simulator" / "warpgroup_block.hpp").read_text())[1])
-    last = {"Filter": stages - 1, "Patch": patch_stages - 1}
+    last = {"Filter": stages - 1, "Patch": patch_stages - 1, "Rows": patch_stages - 1}
     return {
-        name[1:]: tuple(of_roles + at + more for more in {0, last.get(re.match(r"k(Filter|Patch|)", name)[1], 0)})
+        name[1:]: tuple(of_roles + at + more for more in {0, last.get(re.match(r"k(Filter|Patch|Rows|)", name)[1], 0)})
         for name, at in first.items()
     }
 
@@ -93,7 +94,7 @@ def test_every_barrier_has_its_test():
         of_roles = waits(config)
         assert set(of_roles) == set(AMONG_ROLES)
         own = [number for every in of_roles.values() for number in every]
-        assert len(set(own)) == len(own) == 2 * 5 + 1 and not {*own} & {*grouped.values()}
+        assert len(set(own)) == len(own) == 2 * 6 + 1 and not {*own} & {*grouped.values()}
 
 
 def differs(call: Call, kept, schedule: tuple[int, bool], barrier: int) -> bool:
@@ -123,8 +124,10 @@ def test_without_a_barrier(config, operand, barrier):
 
 
 # How patches come to shared memory: through registers, as copies from an input that was turned to suit them, or as
-# copies that are rounded there.
-WAYS_IN = {"gathered": {"tensor_copies": 0}, "turned": {"tensor_copies": 2}, "boxes": {}}
+# copies that are rounded there, or turned.
+WAYS_IN = {"gathered": {"tensor_copies": 0}, "turned": {"tensor_copies": 2}, "rows": {"tensor_copies": 3}, "boxes": {}}
+# Of some barriers, the only ways that wait for them.
+OF_WAYS = {"PatchReady": ("boxes", "rows"), "RowsEmpty": ("rows",)}
 
 
 def several_tiles(
@@ -165,7 +168,7 @@ def test_without_a_barrier_among_warpgroups(config, name):
 
 @pytest.mark.parametrize(
     ("name", "way"),
-    [(name, way) for name in AMONG_ROLES for way in WAYS_IN if way == "boxes" or name != "PatchRounded"],
+    [(name, way) for name in AMONG_ROLES for way in OF_WAYS.get(name, WAYS_IN)],
 )
 @pytest.mark.parametrize("config", GROUPED)
 def test_without_waiting_for_another_role(config, name, way):
@@ -174,9 +177,11 @@ def test_without_waiting_for_another_role(config, name, way):
     # have more stages.
     sizes = ((3, 5), (5, 2), (3, 7), (5, 4), (9, 1), (7, 2), (4, 3), (6, 1), (5, 9))
     calls = [several_tiles(config, operand, name == "Left", *size, way) for size in sizes]
-    for stages in {call.told["patch_stages"] for call in calls} if name.startswith("Patch") else {PATCH_STAGES}:
+    kind = "row_stages" if name == "RowsEmpty" or (way, name) == ("rows", "PatchFull") else "patch_stages"
+    staged = name.startswith(("Patch", "Rows"))
+    for stages in {call.told[kind] for call in calls} if staged else {PATCH_STAGES}:
         for number in waits(config, stages)[name]:
-            of_stages = (call for call in calls if not name.startswith("Patch") or call.told["patch_stages"] == stages)
+            of_stages = (call for call in calls if not staged or call.told[kind] == stages)
             assert any(shows(call, number) for call in of_stages), f"{number} not needed: {AMONG_ROLES[name]}"
 
 

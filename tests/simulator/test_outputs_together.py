@@ -72,13 +72,15 @@ def test_where_outputs_come_together():
 
     few = problem(1, (64, 16), (64, 64), 3, 1, 1)
     assert math.prod(phases(few)) == 2 and math.prod(phases(few, 4)) == 4
-    assert phases(few, 1) == (1, 1, 1), "nobody asked"
+    assert math.prod(phases(few, 0)) > 1, "as many as pay"
+    assert phases(few, 1) == (1, 1, 1), "none are wanted"
     assert phases(few, 5) == (1, 1, 1), "80 rows"
     assert phases(problem(1, (64, 16), (64, 64), 1)) == (1, 1, 1), "neighbours read nothing in common"
     assert phases(problem(1, (64, 8), (64, 64), 2, 2)) == (1, 2, 2)
     assert math.prod(phases(problem(1, (64, 8), (64, 64), 4, 2, 1))) == 8
     assert math.prod(phases(problem(1, (16, 64), (64, 64), 4, 2, 1), operator="grad_input")) == 2
     assert phases(few, operator="grad_input") == (1, 1, 1), "64 channels are all rows"
+    assert phases(problem(1, (64, 64), (64, 64), 3, 1, 1), 0) == (1, 1, 1), "so are these"
 
 
 def test_products_are_fewer():

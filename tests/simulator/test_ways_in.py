@@ -23,8 +23,8 @@ from simulated import (
 
 pytestmark = pytest.mark.simulator
 
-# What makes a plan take each of them: a GPU without tensor copies, and one that takes them wherever it can.
-GATHERED, TURNED = {"tensor_copies": 0}, {"tensor_copies": 2}
+# What makes a plan take each of them: a GPU without tensor copies, and those that prefer rows, or turned tensors.
+GATHERED, TURNED, ROWS = ({"tensor_copies": copies} for copies in (0, 2, 3))
 INNERMOST = Layouts(channels_last, channels_last, channels_last, 1)
 SIXTEEN_BITS = tuple(name for name, operand in OPERANDS.items() if operand.dtype.itemsize == 2)
 
@@ -91,6 +91,56 @@ def test_turned_and_gathered(config, name, operator):
             continue
         assert made.told["way_in"] in ways
         made.check(number, 1)
+
+
+def padded(size: tuple[int, ...]) -> tuple[int, ...]:
+    """Strides of rows that begin at multiples of eight elements."""
+    return (*contiguous((*size[:-1], -(-size[-1] // 8) * 8 + 8))[:-1], 1)
+
+
+IN_ROWS = WHOLE | {
+    "rgb": problem(1, (3, 3), (4, 5, 6), 3, 2, 1, 1),
+    "one": problem(5, (1, 1), (77,), 4, 3),
+    "chunks-and-some": problem(1, (77, 20), (9, 41), (2, 3), 1, (0, 1)),
+    "images-and-rows": problem(9, (40, 24), (5, 6), 3, 1, 1),
+    "column": problem(2, (24, 16), (37, 1), (3, 1), (2, 1)),
+}
+
+
+@pytest.mark.parametrize("operator", ["forward", "grad_input"])
+@pytest.mark.parametrize("name", IN_ROWS)
+@pytest.mark.parametrize("config", GROUPED)
+def test_rows(config, name, operator):
+    """Turned to lines in shared memory, from contiguous tensors and from wider ones; gathered where they begin elsewhere."""
+    wanted, number = IN_ROWS[name], at(config, name, operator)
+    for turn, operand in enumerate(operands_of(config)):
+        output = (contiguous, channels_last, padded)[(number + turn) % 3]
+        layouts = Layouts(padded, contiguous, output, 1) if operator == "forward" else Layouts(output, output=padded)
+        made = Call(config, wanted, operand, layouts, ROWS, 0, operator)
+        skips = operator == "grad_input" and wanted.stride[-1] > 1
+        chunk = int(config.split("p")[1][0]) * OPERANDS[operand].vector
+        channels = wanted.in_channels if operator == "forward" else wanted.out_channels
+        reaches = wanted.groups > 1 and channels // wanted.groups % chunk != 0
+        assert (made.told["way_in"] == "rows") == (not skips and not reaches)
+        made.check(number, 2)
+    moved = Layouts(padded, contiguous, contiguous, 1, 1) if operator == "forward" else Layouts(elements=1, output=padded)
+    Call(config, wanted, operand, moved, ROWS, 0, operator).check(number + 1, 1)
+
+
+def test_what_comes_in_rows():
+    def way(wanted, operand="bfloat16", layouts=None, operator="forward", device=ROWS):
+        return Call("64x256p4g1", wanted, operand, layouts or Layouts(), device, 0, operator).told["way_in"]
+
+    even, odd = (problem(1, (64, 32), (9, width), 3, 1, 1) for width in (16, 17))
+    assert way(even) == way(even, "tf32") == "rows" and way(even, device=GATHERED) == "gathered"
+    assert way(odd) == way(problem(1, (64, 32), (9, 20), 3)) == "gathered"
+    assert way(problem(1, (64, 32), (9, 20), 3), "tf32") == "rows", "16 bytes are four elements"
+    assert way(even, layouts=Layouts(sliced)) == "gathered"
+    assert way(even, layouts=INNERMOST) == "boxes"
+    assert way(problem(2, (48, 32), (8, 16), 3, groups=2)) == "gathered", "a copy would reach the next group"
+    assert way(even, operator="grad_input") == "rows"
+    for stride, wanted in ((1, 2), "gathered"), ((2, 1), "rows"):  # no copy leaves neighbours along W out
+        assert way(problem(1, (64, 32), (8, 16), stride, stride), operator="grad_input") == wanted
 
 
 @pytest.mark.parametrize("operator", ["forward", "grad_input"])
