@@ -91,6 +91,11 @@ struct WarpgroupGemm {
                                            (work.phases.first_group + index) * sizeof(ShiftGroup));
   }
 
+  // Pixels from where a copy of rows begins, at a multiple of 16 bytes, to the patch's first.
+  CONVT_HOST_DEVICE static std::int32_t early(const GemmParams& params, const Work& work, const ShiftGroup& shifts) {
+    return std::int32_t(first_of(params, work.tile, shifts, 2)) & (Patch::kVector - 1);
+  }
+
   template <class Executor>
   CONVT_HOST_DEVICE static void run(Executor& block, const GemmParams& params, const PatchCopy& copy) {
     block.setup(params.shared.barriers, kConfig.barriers(), [](int at) { return arrivals(at); });
@@ -196,6 +201,7 @@ struct WarpgroupGemm {
           for (int axis = 0; axis < kAxes; ++axis) {
             pixels[axis] = std::int32_t(first_of(params, work.tile, shifts, axis));
           }
+          if (rows) pixels[2] -= early(params, work, shifts);
           bytes = shifts.pixels * pixel;
         }
         std::int32_t channel = work.tile.conv_group * copy.group_channels + chunk * Patch::kChunk;
@@ -359,7 +365,8 @@ struct WarpgroupGemm {
     std::int32_t last_filter = -1, last_patch = -1;   // whose products may be under way
     for (std::int32_t patch = 0, chunk = 0; patch < work.patches; ++patch) {
       group.wait(barrier(params, ready, from.stage), from.parity);
-      const std::int32_t pixels = params.shared.patch + from.stage * params.shared.patch_stage_bytes;
+      std::int32_t pixels = params.shared.patch + from.stage * params.shared.patch_stage_bytes;
+      if (kWayIn == WayIn::boxes && params.patch_work == PatchWork::turn) pixels += early(params, work, shifts) * kPixel;
       const std::int32_t plane_bytes = shifts.pixels * 16;
 #pragma unroll 1
       for (std::int32_t shift = 0; shift < shifts.shifts; ++shift) {

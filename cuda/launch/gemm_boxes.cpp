@@ -77,7 +77,8 @@ std::vector<TileBox> run_boxes(std::int32_t pixels, const Positions& q, TileBox 
 
 }  // namespace
 
-Packing packing_of(const GemmShape& shape, const std::vector<BlockShifts>& blocks, std::int32_t even, WayIn way) {
+Packing packing_of(const GemmShape& shape, const std::vector<BlockShifts>& blocks, std::int32_t even, WayIn way,
+                   std::int32_t vector) {
   Packing packing;
   packing.even = even;
   packing.way = way;
@@ -90,6 +91,7 @@ Packing packing_of(const GemmShape& shape, const std::vector<BlockShifts>& block
       packing.w_phases = std::max(packing.w_phases, span.w_phases);
     }
   }
+  if (way == WayIn::rows) packing.halo[2] += vector - 1;
   return packing;
 }
 

@@ -16,7 +16,9 @@ struct Packing {
   std::int32_t step[kAxes] = {};  // of boxes: input pixels from one to the next, which a copy spans
   auto operator<=>(const Packing&) const = default;
 };
-Packing packing_of(const GemmShape& shape, const std::vector<BlockShifts>& blocks, std::int32_t even, WayIn way);
+// `vector`: pixels that copies of rows begin at the multiples of, before a patch's first.
+Packing packing_of(const GemmShape& shape, const std::vector<BlockShifts>& blocks, std::int32_t even, WayIn way,
+                   std::int32_t vector);
 
 using Positions = std::array<std::int64_t, kTileAxes>;   // of the q-grids: N, D, H, W
 

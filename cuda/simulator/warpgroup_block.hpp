@@ -221,6 +221,7 @@ class HostGroup {
     if (offset % (box.lines ? kBoxAlignment : kRowAlignment) != 0) {
       throw std::runtime_error("a tensor copy is not aligned in shared memory");
     }
+    if (first[0] * box.stride[0] % 16 != 0) throw std::runtime_error("a tensor copy begins at no multiple of 16 bytes");
     if (box.line_bytes() % 16 != 0) throw std::runtime_error("a row of a tensor copy is no multiple of 16 bytes");
     for (int axis = 1; axis < kBoxAxes; ++axis) {
       if (box.stride[axis] % 16 != 0) throw std::runtime_error("a stride of a tensor copy is no multiple of 16 bytes");

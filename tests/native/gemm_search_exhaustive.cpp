@@ -19,7 +19,7 @@ void complain(const char* what, const GemmWork& work, double told, double exact)
 
 std::vector<TileBox> boxes_of(const GemmWork& work, const Positions& q, const std::vector<BlockShifts>& blocks) {
   const int pixels = work.config.pixels;
-  return work.config.grouped() ? packed_boxes(pixels, q, packing_of(work.shape, blocks, even_positions(work), work.way))
+  return work.config.grouped() ? packed_boxes(pixels, q, packing_of(work.shape, blocks, even_positions(work), work.way, operand_vector(work.operand)))
                                : boxes(pixels, q);
 }
 
