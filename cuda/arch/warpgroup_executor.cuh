@@ -127,9 +127,10 @@ class WarpgroupExecutor {
     __syncthreads();
   }
 
-  // Runs the roles side by side, with the registers that each needs: the last warp of those who load feeds. Further ones round.
-  template <int kLoaderRegisters, int kConsumerRegisters, class Load, class Feed, class Round, class Consume>
-  __device__ __forceinline__ void roles(Load load, Feed feed, Round round, Consume consume) {
+  // Runs the roles side by side, with the registers that each needs: the last warp of those who load feeds. Further ones work, each for
+  // itself.
+  template <int kLoaderRegisters, int kConsumerRegisters, int, class Load, class Feed, class Work, class Consume>
+  __device__ __forceinline__ void roles(Load load, Feed feed, Work work, Consume consume) {
     const std::uint32_t warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);
     if (warp >= kThreads / 32) {
       sm90::shrink<kLoaderRegisters>();
@@ -138,7 +139,7 @@ class WarpgroupExecutor {
       } else if (kLoaders % 128 == 0 || warp == (kThreads + kLoaders) / 32 - 1) {
         feed(*this);
       } else {
-        round(*this);
+        work(*this);
       }
     } else {
       sm90::grow<kConsumerRegisters>();
@@ -156,6 +157,11 @@ class WarpgroupExecutor {
       sm90::grow<kConsumerRegisters>();
       consume(*this);
     }
+  }
+
+  // Which of those who work.
+  __device__ __forceinline__ std::int32_t worker() const {
+    return std::int32_t(__shfl_sync(0xffffffffu, threadIdx.x / 32, 0)) - (kThreads + kLoaders) / 32;
   }
 
   template <class States, class Visit>

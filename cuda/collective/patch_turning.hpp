@@ -5,14 +5,15 @@
 #include "arch/lanes.hpp"
 #include "arch/tf32.hpp"
 #include "config/tile_config.hpp"
+#include "geometry/fast_divisor.hpp"
 
 namespace convt {
 
 // Turns rows of pixels, channel by channel, as they come from a contiguous tensor ([image][channel][pixel]), to a vector of the
-// channels of every pixel, in the pixels' lines. Rounds float32 to the nearest TF32. By threads from kFirst on.
-template <Operand kOperand, int kLineBytes, int kFirst, int kThreads>
+// channels of every pixel, in the pixels' lines. Rounds float32 to the nearest TF32. By a team of so many warps.
+template <Operand kOperand, int kLineBytes, int kWarps>
 struct PatchTurning {
-  static constexpr int kWarps = kThreads / 32;
+  static constexpr int kThreads = 32 * kWarps;
   static constexpr int kVector = operand_vector(kOperand);
   static constexpr int kPixels = 4 / operand_bytes(kOperand);   // of a word
   static constexpr int kTogether = 16 / kVector;                // words of every channel on their way through a thread's registers
@@ -20,23 +21,23 @@ struct PatchTurning {
   static constexpr std::int32_t kStep = kThreads * 4, kLineStep = kThreads * kPixels * kLineBytes;
   static_assert(kLineStep % (8 * 128) == 0);
 
-  // `pixels` of an image: their rows are whole vectors.
+  // `pixels` of an image: their rows are whole vectors. `member`: the warp of its team.
   template <class Warp>
-  CONVT_HOST_DEVICE static void run(Warp& warp, std::int32_t from, std::int32_t to, std::int32_t pixels,
-                                    std::int32_t images) {
-    const std::int32_t row = pixels * operand_bytes(kOperand);
+  CONVT_HOST_DEVICE static void run(Warp& warp, std::int32_t member, std::int32_t from, std::int32_t to,
+                                    std::int32_t pixels, std::int32_t images, const FastDivisor& by_pixels) {
+    const std::int32_t row = pixels * operand_bytes(kOperand), end = images * row / 4;
     warp.lanes([&](int lane) {
+      std::int32_t word = member * 32 + lane;
+      if (images == 1) {
 #pragma unroll 1
-      for (std::int32_t image = 0; image < images; ++image) {
-        const std::int32_t begin = from + image * kVector * row, end = begin + row;
-        std::int32_t at = begin + (warp.thread(lane) - kFirst) * 4;
-        std::int32_t line = to + (image * pixels + (warp.thread(lane) - kFirst) * kPixels) * kLineBytes;
-#pragma unroll 1
-        for (; at + (kTogether - 1) * kStep < end; at += kTogether * kStep, line += kTogether * kLineStep) {
-          turn<kTogether>(warp, lane, at, row, line);
+        for (; word + (kTogether - 1) * kThreads < end; word += kTogether * kThreads) {
+          turn<kTogether>(warp, lane, from + word * 4, row, to + word * (kPixels * kLineBytes));
         }
+      }
 #pragma unroll 1
-        for (; at < end; at += kStep, line += kLineStep) turn<1>(warp, lane, at, row, line);
+      for (; word < end; word += kThreads) {
+        const std::int32_t image = images == 1 ? 0 : by_pixels.quotient(word * kPixels);
+        turn<1>(warp, lane, from + word * 4 + image * (kVector - 1) * row, row, to + word * (kPixels * kLineBytes));
       }
     });
   }

@@ -28,7 +28,7 @@ inline constexpr int kMmaPixels = 8;      // columns of an mma.sync
 inline constexpr int kMmaPlanes = 2;      // 16-byte channel vectors that an mma.sync reduces over
 inline constexpr int kPatchStages = 2;
 inline constexpr int kMostPatchStages = 4;   // where patches are copied, if there is room
-inline constexpr int kRowStages = 2;         // of a vector of channels each, where rows are turned; up to kMostPatchStages
+inline constexpr int kRowStages = 2;         // of a vector of channels each, where rows are turned; or twice as many
 inline constexpr int kGroupRows = 64;     // of a wgmma: virtual channels
 inline constexpr int kGroupPixels = 128;  // columns of a wgmma: a run of neighbouring pixels of a patch
 // Where a warp of a warpgroup turns its sums before it stores them: 16 rows of 128 bytes and these words.
@@ -83,10 +83,10 @@ struct TileConfig {
   // Threads that load the patch. Warps do both; beside warpgroups are as many others, a warp of which fetches the filter.
   CONVT_HOST_DEVICE constexpr int loaders() const { return grouped() ? threads() - 32 : threads(); }
   CONVT_HOST_DEVICE constexpr int block_threads(WayIn way) const {
-    return threads() + (!grouped() ? 0 : in_lines(way) ? 128 : threads());
+    return threads() + (!grouped() ? 0 : in_lines(way) ? (blocks == 1 ? 256 : 128) : threads());
   }
   // Of a thread beside warpgroups, and of one that multiplies: of those a thread block is launched with, in eights, what the others leave.
-  CONVT_HOST_DEVICE static constexpr int loader_registers(WayIn way) { return in_lines(way) ? 40 : 88; }
+  CONVT_HOST_DEVICE static constexpr int loader_registers(WayIn way) { return in_lines(way) ? 48 : 88; }
   CONVT_HOST_DEVICE constexpr int consumer_registers(WayIn way) const {
     const int launched = 65536 / blocks / block_threads(way) / 8 * 8 * block_threads(way);
     const int beside = (block_threads(way) - threads()) * loader_registers(way);

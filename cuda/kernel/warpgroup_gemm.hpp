@@ -25,12 +25,15 @@ struct WarpgroupGemm {
   static constexpr Operand operand = kOperand;
   static constexpr int kStages = kConfig.filter_stages;
   static constexpr int kThreads = kConfig.block_threads(kWayIn);
-  // That load and feed; a thread block of boxes has a few more, since warpgroups share out registers as a whole.
+  // That load and feed. Beside boxes others work: they turn rows to lines; of float32 they round patches whose lines are copied as they
+  // lie, where tensor cores would truncate.
   static constexpr int kLoading = kWayIn == WayIn::boxes ? 64 : kConfig.threads();
-  // Those few turn rows to lines. Of float32 they round the patches, where lines are copied as they lie: tensor cores would truncate.
-  static constexpr int kWorking = kThreads - kConfig.threads() - kLoading;
+  static constexpr int kWorking = kThreads - kConfig.threads() - kLoading, kWorkers = kWorking / 32;
   using Rounding = PatchRounding<kLoading, kWorking>;
-  using Turning = PatchTurning<kOperand, kConfig.pixel_bytes(kWayIn), kLoading, kWorking>;
+  // Teams take turns at the planes of a patch, and so at the stages of rows: who waits for a stage has waited for all its rounds.
+  static constexpr int kTeams = 2, kTeam = kWorkers > 0 ? kWorkers / kTeams : 1;
+  static_assert(kConfig.planes % kTeams == 0 && kRowStages % kTeams == 0 && 2 * kRowStages <= kMostPatchStages);
+  using Turning = PatchTurning<kOperand, kConfig.pixel_bytes(kWayIn), kTeam>;
   static constexpr int kBlocks = kConfig.blocks_of(kOperand);
   static constexpr int kPixel = kConfig.pixel_bytes(kWayIn);
   static_assert(kConfig.warp_rows() == kMmaRows && kConfig.warp_pixels() == 2 * kGroupPixels &&
@@ -48,7 +51,8 @@ struct WarpgroupGemm {
   CONVT_HOST_DEVICE static int arrivals(int at) {
     if (at < kFilterEmpty) return 1;
     if (at >= kPatchFull && at < kPatchEmpty) return kWayIn == WayIn::boxes ? 1 : kConfig.loaders();
-    if (at >= kPatchReady && at < kLeft) return kWorking / 32;
+    if (at >= kPatchReady && at < kRowsEmpty) return kWorkers;
+    if (at >= kRowsEmpty && at < kLeft) return kTeam;
     return kConfig.warps();
   }
 
@@ -112,7 +116,7 @@ struct WarpgroupGemm {
         if (kOperand == Operand::tf32 && params.patch_work == PatchWork::round) round(group, params);
       }
     };
-    block.template roles<kConfig.loader_registers(kWayIn), kConfig.consumer_registers(kWayIn)>(
+    block.template roles<kConfig.loader_registers(kWayIn), kConfig.consumer_registers(kWayIn), kWorkers>(
         loading, [&](auto& group) { feed(group, params); }, working, [&](auto& group) { consume(group, params); });
   }
 
@@ -148,27 +152,32 @@ struct WarpgroupGemm {
     using Warp = typename Executor::Warp;
     struct Nothing {};
     typename Executor::template PerWarp<Nothing> nothing;
+    const std::int32_t team = group.worker() / kTeam, member = group.worker() % kTeam;
     Ring<kPatches> from, to;
     for (std::int32_t index = group.index(); index < params.tiles; index += group.count()) {
       const Work work = work_of(group, params, index);
       std::int32_t images = 0, pixels = 0;
+      FastDivisor by_pixels;
 #pragma unroll 1
       for (std::int32_t patch = 0, chunk = 0; patch < work.patches; ++patch) {
         if (chunk == 0) {
           const ShiftGroup shifts = shifts_at(group, params, work, patch / params.chunks);
           images = shifts.extent[0];
           pixels = shifts.pitch[0];
+          by_pixels = shifts.by_pitch[0];
         }
         const std::int32_t target = params.shared.patch + to.stage * params.shared.patch_stage_bytes;
         group.wait(barrier(params, kPatchEmpty, to.stage), to.parity ^ 1);
 #pragma unroll 1
         for (std::int32_t plane = 0; plane < kConfig.planes; ++plane) {
-          const std::int32_t rows = params.shared.rows + from.stage * params.shared.row_stage_bytes;
-          group.wait(barrier(params, kPatchFull, from.stage), from.parity);
-          group.each_warp(nothing, [=](Warp& warp, Nothing&) {
-            Turning::run(warp, rows, target + plane * 16, pixels, images);
-          });
-          group.arrive_warps(barrier(params, kRowsEmpty, from.stage));
+          if (plane % kTeams == team) {
+            const std::int32_t rows = params.shared.rows + from.stage * params.shared.row_stage_bytes;
+            group.wait(barrier(params, kPatchFull, from.stage), from.parity);
+            group.each_warp(nothing, [=](Warp& warp, Nothing&) {
+              Turning::run(warp, member, rows, target + plane * 16, pixels, images, by_pixels);
+            });
+            group.arrive_warps(barrier(params, kRowsEmpty, from.stage));
+          }
           from.next(params.shared.row_stages);
         }
         group.each_warp(nothing, [](Warp& warp, Nothing&) { warp.publish(); });

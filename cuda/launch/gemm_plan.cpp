@@ -162,10 +162,12 @@ std::variant<GemmPlan, std::string> build(const GemmWork& work, const GemmChoice
   if (in_lines(work.way)) {
     plan.box = box_of(work, patch_shape(choice.box, {}));
     plan.group_channels = std::int32_t(plan.box.extent[work.way == WayIn::rows ? 3 : 0] / problem.groups);
-    const bool rows = work.way == WayIn::rows;
-    const std::int32_t wanted = rows ? kMostPatchStages : wanted_stages(blocks, params.chunks);
-    for (std::int32_t more = 1; more <= wanted - (rows ? kRowStages : kPatchStages); ++more) {
-      lay_out(kPatchStages + (rows ? 0 : more), kRowStages + (rows ? more : 0));
+    if (work.way == WayIn::rows) {
+      lay_out(kPatchStages, 2 * kRowStages);
+    } else {
+      for (std::int32_t stages = kPatchStages + 1; stages <= wanted_stages(blocks, params.chunks); ++stages) {
+        lay_out(stages, kRowStages);
+      }
     }
   }
   params.in_channels = std::int32_t(shape.in_channels);

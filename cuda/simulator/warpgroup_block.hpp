@@ -13,7 +13,7 @@
 #include "collective/gemm_params.hpp"
 #include "simulator/group_host_warp.hpp"
 
-// Plays a warp-specialised thread block on the host: its roles (loaders, feeder, rounders, each warpgroup that multiplies) run in turns, one at
+// Plays a warp-specialised thread block on the host: its roles (loaders, feeder, each warp that works on patches, each warpgroup that multiplies) run in turns, one at
 // a time. One goes on until it waits for a round that is not complete; then it is the next one's turn. Warps of a role wait each for
 // itself: in order 2 the last one does nothing until nobody can go on without it. When all wait, the kernel would hang.
 namespace convt::simulator {
@@ -258,7 +258,8 @@ class HostGroup {
   void flush() { run(int(warps_.size())); }
   void finish() { go_on(); }
 
-  static constexpr int kLoaders = 0, kFeeder = 1, kRounder = 2, kFirstMultiplying = 3;   // roles
+  std::int32_t worker() const { return role_ - kFirstWorker; }
+  static constexpr int kLoaders = 0, kFeeder = 1, kFirstWorker = 2;   // roles; those who multiply are the last
   static constexpr int kWaits = 8;   // schedules name barriers between roles from here
 
  private:
@@ -330,18 +331,19 @@ class HostGroup {
   std::vector<std::vector<Work>> queues_;
 };
 
-// `groups` warpgroups multiply, `loading` warps load, and in some kernels one more feeds and two round.
+// `groups` warpgroups multiply, `loading` warps load, and in some kernels one more feeds and `workers` work.
 class WarpgroupBlock {
  public:
-  WarpgroupBlock(std::int32_t index, std::int32_t count, int groups, int loading, const InputMemory& input,
+  WarpgroupBlock(std::int32_t index, std::int32_t count, int groups, int loading, int workers, const InputMemory& input,
                  std::int64_t shared_bytes, const Schedule& schedule, Counters& counters)
       : groups_(groups),
         loading_(loading),
+        workers_(workers),
         block_{index,
                count,
                input,
                {std::vector<char>(shared_bytes, char(0xff)), schedule, &counters},   // NaN in every type
-               RoundBarriers(HostGroup::kFirstMultiplying + groups, schedule.order == 1)} {}
+               RoundBarriers(first_multiplying() + groups, schedule.order == 1)} {}
 
   template <class Arrivals>
   void setup(std::int32_t barriers, int count, Arrivals arrivals) {
@@ -349,9 +351,10 @@ class WarpgroupBlock {
     for (int at = 0; at < count; ++at) block_.barriers.add(arrivals(at));
   }
 
-  template <int, int, class Load, class Feed, class Round, class Consume>
-  void roles(Load load, Feed feed, Round round, Consume consume) {
-    std::vector<std::exception_ptr> failed(HostGroup::kFirstMultiplying + groups_);
+  template <int, int, int kWorkers, class Load, class Feed, class Work, class Consume>
+  void roles(Load load, Feed feed, Work work, Consume consume) {
+    if (kWorkers != workers_) throw std::logic_error("the kernel has other workers than its thread block");
+    std::vector<std::exception_ptr> failed(first_multiplying() + groups_);
     const auto play = [&](int role, int first, int warps, auto& text) {
       block_.barriers.begin(role);
       try {
@@ -366,9 +369,11 @@ class WarpgroupBlock {
     std::vector<std::thread> threads;
     threads.emplace_back([&] { play(HostGroup::kLoaders, 0, loading_, load); });
     threads.emplace_back([&] { play(HostGroup::kFeeder, loading_, 1, feed); });
-    threads.emplace_back([&] { play(HostGroup::kRounder, loading_ + 1, 2, round); });
+    for (int worker = 0; worker < workers_; ++worker) {
+      threads.emplace_back([&, worker] { play(HostGroup::kFirstWorker + worker, loading_ + 1 + worker, 1, work); });
+    }
     for (int group = 0; group < groups_; ++group) {
-      threads.emplace_back([&, group] { play(HostGroup::kFirstMultiplying + group, 4 * group, 4, consume); });
+      threads.emplace_back([&, group] { play(first_multiplying() + group, 4 * group, 4, consume); });
     }
     for (std::thread& thread : threads) thread.join();
     for (const auto& failure : failed) {
@@ -378,11 +383,13 @@ class WarpgroupBlock {
   template <int kLoaders, int kConsumers, class Load, class Consume>
   void roles(Load load, Consume consume) {
     const auto nothing = [](HostGroup&) {};
-    roles<kLoaders, kConsumers>(load, nothing, nothing, consume);
+    roles<kLoaders, kConsumers, 0>(load, nothing, nothing, consume);
   }
 
  private:
-  int groups_, loading_;
+  int first_multiplying() const { return HostGroup::kFirstWorker + workers_; }
+
+  int groups_, loading_, workers_;
   SharedBlock block_;
 };
 
