@@ -370,12 +370,17 @@ struct WarpgroupGemm {
     std::int32_t offset =
         group.template load<ShiftRecord>(params.tables + params.table.shifts + shifts.first_shift * sizeof(ShiftRecord))
             .pixel_offset;
+    // Of the first stage, the patch's first pixel.
+    const auto begin_of = [&](const ShiftGroup& shifts) {
+      const bool turned = kWayIn == WayIn::boxes && params.patch_work == PatchWork::turn;
+      return params.shared.patch + (turned ? early(params, work, shifts) * kPixel : 0);
+    };
+    std::int32_t begin = begin_of(shifts);
     const int ready = kWayIn == WayIn::boxes && params.patch_work != PatchWork::none ? kPatchReady : kPatchFull;
     std::int32_t last_filter = -1, last_patch = -1;   // whose products may be under way
     for (std::int32_t patch = 0, chunk = 0; patch < work.patches; ++patch) {
       group.wait(barrier(params, ready, from.stage), from.parity);
-      std::int32_t pixels = params.shared.patch + from.stage * params.shared.patch_stage_bytes;
-      if (kWayIn == WayIn::boxes && params.patch_work == PatchWork::turn) pixels += early(params, work, shifts) * kPixel;
+      const std::int32_t pixels = begin + from.stage * params.shared.patch_stage_bytes;
       const std::int32_t plane_bytes = shifts.pixels * 16;
 #pragma unroll 1
       for (std::int32_t shift = 0; shift < shifts.shifts; ++shift) {
@@ -413,7 +418,10 @@ struct WarpgroupGemm {
       from.next(patch_stages(params));
       if (++chunk == params.chunks) {
         chunk = 0;
-        if (patch + 1 < work.patches) shifts = shifts_at(group, params, work, (patch + 1) / params.chunks);
+        if (patch + 1 < work.patches) {
+          shifts = shifts_at(group, params, work, (patch + 1) / params.chunks);
+          begin = begin_of(shifts);
+        }
       }
     }
     group.each_warp(states, [](Warp& warp, State& state) { warp.template wait_products<0>(state.sum[0]); });

@@ -222,6 +222,16 @@ struct Patches {
   double conflicts;        // of this block and those before
 };
 
+// What warps do to patches between their copies and the products. A team turns half the planes, of channels that are not there as well.
+double working_on(const GemmWork& work, double patches, double pixels, double units) {
+  const bool alone = work.config.blocks == 1;   // six warps, else two, of each thread block
+  if (work.patch_work() == PatchWork::round) return units * 16 * (alone ? 0.14 : 0.2);
+  if (work.patch_work() == PatchWork::none) return 0;
+  constexpr double visit = 530, byte = 0.24;   // cycles: of a plane, and of a byte of a warp
+  const double planes = work.chunks() * work.config.planes / 2;
+  return 4.0 / work.config.blocks * planes * (patches * visit + pixels * 16 * byte / (alone ? 3 : 1));
+}
+
 // docs/kernels.md explains every term. Cycles are a multiprocessor's.
 template <class PatchesOf>
 std::optional<TileWork> work_of(const GemmWork& work, const std::vector<BlockShifts>& blocks, const TileExtent& tile,
@@ -271,8 +281,7 @@ std::optional<TileWork> work_of(const GemmWork& work, const std::vector<BlockShi
                : tile.way == WayOut::pixels ? config.warps() * (bytes == 2 ? 140 + 3.5 * sums : 370 + 16.7 * sums)
                : tile.way == WayOut::rows   ? config.warps() * (bytes == 2 ? 470 + 23.6 * sums : 230 + 18 * sums)
                                             : config.warps() * (240.0 + 2 * sums);
-    constexpr double rounding = 0.2;   // of a byte
-    loading += in_lines(work.way) ? (work.patch_work() != PatchWork::none ? units * 16 * rounding : 0)
+    loading += in_lines(work.way) ? working_on(work, double(block.spans.size()), pixels, units)
                                   : batches * config.warps() * (60 + (loads > 1 ? 70 : 0));
     issue += own * mma_steps * config.warps() * (filter_loads + patch_loads * (ieee ? 9 : 1) + 8) +
              own * chunks * config.warps() * 45;

@@ -19,8 +19,9 @@ void complain(const char* what, const GemmWork& work, double told, double exact)
 
 std::vector<TileBox> boxes_of(const GemmWork& work, const Positions& q, const std::vector<BlockShifts>& blocks) {
   const int pixels = work.config.pixels;
-  return work.config.grouped() ? packed_boxes(pixels, q, packing_of(work.shape, blocks, even_positions(work), work.way, operand_vector(work.operand)))
-                               : boxes(pixels, q);
+  if (!work.config.grouped()) return boxes(pixels, q);
+  return packed_boxes(
+      pixels, q, packing_of(work.shape, blocks, even_positions(work), work.way, operand_vector(work.operand)));
 }
 
 void compare(const GemmWork& work, GemmSearch& search) {
@@ -105,10 +106,12 @@ int main() {
             for (const DeviceTraits& device : {DeviceTraits{}, small}) {
               const int fitting = config.has(operand) ? blocks_that_fit(config, operand, device) : 0;
               if (fitting == 0) continue;
-              compare(gemm_work(search.shape(), device, config, operand, fitting), search);
-              if (!comes_turned(search.shape(), config, operand)) continue;
-              const GemmShape turned = turned_shape(search.shape(), config, operand);
-              compare(gemm_work(turned, device, config, operand, fitting, WayIn::turned), search);
+              for (const WayIn way : {WayIn::gathered, WayIn::boxes, WayIn::turned, WayIn::rows}) {
+                if (!comes(way, search.shape(), config, operand)) continue;
+                const bool turned = way == WayIn::turned;
+                const GemmShape read = turned ? turned_shape(search.shape(), config, operand) : search.shape();
+                compare(gemm_work(read, device, config, operand, fitting, way), search);
+              }
             }
           }
         }
