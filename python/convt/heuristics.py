@@ -103,7 +103,7 @@ def _adds_bias_in_time(problem: Problem, channels_last: bool) -> bool:
 
 
 def _cuda_forward(problem: Problem, strict: bool, half: bool, channels_last: bool) -> bool:
-    few, _ = _channels(problem)
+    few, many = _channels(problem)
     scattered = _is_scattered(problem)
     if strict:
         return problem.in_channels <= 192
@@ -114,7 +114,7 @@ def _cuda_forward(problem: Problem, strict: bool, half: bool, channels_last: boo
         if half:
             solid = problem.rank == 3 and (not scattered or few <= 32 or problem.taps >= 27)
             return few <= 32 or long or _is_dilated(problem) or solid
-        thin = few <= (32 if scattered else 4)
+        thin = few <= (32 if scattered else 4) or (not _is_strided(problem) and many <= 64)
         return thin or long or _is_dilated(problem) or (problem.rank == 3 and problem.in_channels <= 64)
     if not scattered:
         return problem.taps > 1
@@ -151,7 +151,8 @@ def _cuda_grad_input(problem: Problem, strict: bool, half: bool, channels_last: 
     if strict:
         return channels_last or not _is_strided(problem) or problem.taps >= 16 or many <= 64
     if channels_last:
-        return not _is_scattered(problem) and (problem.rank == 3 or problem.taps > 9)
+        thin = many <= (32 if half else 64)
+        return not _is_scattered(problem) and (problem.rank == 3 or problem.taps > 9 or thin)
     if not _is_scattered(problem):
         return problem.taps > 1
     if _is_long(problem) or (_is_single(problem) and problem.rank == 2):
