@@ -200,7 +200,7 @@ struct GemmParams {
   EpilogueProgram<float> program;
 };
 
-inline constexpr std::int32_t kBoxAlignment = 1024;   // of copies in lines, and of others
+inline constexpr std::int32_t kBoxAlignment = 1024;  // of copies in lines, and of others
 inline constexpr std::int32_t kRowAlignment = 128;
 
 // `pixels`: of the largest patch; `phases`: of the largest block, empty ones included; `interleaved`: a patch has several W phases,

@@ -16,7 +16,7 @@ struct PatchTurning {
   static constexpr int kThreads = 32 * kWarps;
   static constexpr int kVector = operand_vector(kOperand);
   static constexpr int kPixels = 4 / operand_bytes(kOperand);   // of a word
-  static constexpr int kTogether = 16 / kVector;                // words of every channel on their way through a thread's registers
+  static constexpr int kTogether = 16 / kVector;  // words of every channel on their way through a thread's registers
   // From a thread's word to its next: as far in lines, none of whose vectors has another place then.
   static constexpr std::int32_t kStep = kThreads * 4, kLineStep = kThreads * kPixels * kLineBytes;
   static_assert(kLineStep % (8 * 128) == 0);

@@ -79,7 +79,8 @@ bool comes(WayIn way, const GemmShape& shape, const TileConfig& config, Operand 
   const int vector = operand_vector(operand);
   // Channels beyond the tensor's are 0; those of another group are not.
   const bool own = shape.problem.groups == 1 || shape.in_channels % (config.planes * vector) == 0;
-  const bool fits = way == WayIn::boxes ? whole_vectors(shape.input, shape.in_channels, vector) : whole_rows(shape, vector);
+  const bool fits =
+      way == WayIn::boxes ? whole_vectors(shape.input, shape.in_channels, vector) : whole_rows(shape, vector);
   return own && fits && is_copied(shape, operand);
 }
 

@@ -152,9 +152,8 @@ std::variant<GemmPlan, std::string> build(const GemmWork& work, const GemmChoice
   params.table = tables.layout;
   params.chunks = std::int32_t(ceil_div(shape.in_channels, work.config.planes * vector));
   const auto lay_out = [&](std::int32_t patch_stages, std::int32_t row_stages) {
-    const SharedLayout layout =
-        shared_layout(work.config, work.operand, work.way, std::max(tables.most_pixels, 1), tables.most_phases,
-                      tables.interleaved, patch_stages, row_stages);
+    const SharedLayout layout = shared_layout(work.config, work.operand, work.way, std::max(tables.most_pixels, 1),
+                                              tables.most_phases, tables.interleaved, patch_stages, row_stages);
     const bool least = patch_stages == kPatchStages && row_stages == kRowStages;
     if (least || layout.bytes <= shared_capacity(work.device, work.blocks)) params.shared = layout;
   };

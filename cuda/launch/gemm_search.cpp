@@ -116,7 +116,8 @@ const GemmSearch::Tilings& GemmSearch::tilings_of(const GemmWork& work, const Or
                                                   const std::vector<BlockShifts>& blocks) {
   const int pixels = work.config.pixels;
   std::optional<Packing> packing;
-  if (work.config.grouped()) packing = packing_of(shape_, blocks, even_positions(work), work.way, operand_vector(work.operand));
+  if (work.config.grouped())
+    packing = packing_of(shape_, blocks, even_positions(work), work.way, operand_vector(work.operand));
   const auto [entry, is_new] = tilings_.try_emplace({origin, pixels, packing});
   Tilings& made = entry->second;
   if (!is_new) return made;

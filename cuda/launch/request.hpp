@@ -35,10 +35,10 @@ struct DeviceTraits {
   std::int64_t shared_per_multiprocessor = 228 * 1024;
   std::int64_t registers_per_multiprocessor = 65536;
   std::int64_t l2_bytes = 50 << 20;
-  int outputs_together = 0;               // neighbours along an axis, as phases of forward or grad_input: 0 as many as pay
-  int tensor_copies = 1;                  // 0 never, 1 where they pay, wherever they can be: 2 of turned tensors, 3 of rows
-  double clock_ghz = 1.755;               // under load
-  double memory_gbs = 4300;               // copy, bytes read plus written
+  int outputs_together = 0;  // neighbours along an axis, as phases of forward or grad_input: 0 as many as pay
+  int tensor_copies = 1;  // 0 never, 1 where they pay, wherever they can be: 2 of turned tensors, 3 of rows
+  double clock_ghz = 1.755;  // under load
+  double memory_gbs = 4300;  // copy, bytes read plus written
 };
 
 // Device pointers of one call, by the places of the tensors; bias is null without one. `stream` is a cudaStream_t.
@@ -47,9 +47,9 @@ struct Pointers {
   void* filter;
   const void* bias;
   void* output;
-  void* workspace;                        // plan's workspace_bytes, 256-byte aligned
+  void* workspace;  // plan's workspace_bytes, 256-byte aligned
   void* stream;
-  const Program* program = nullptr;       // what follows a forward, or null
+  const Program* program = nullptr;  // what follows a forward, or null
 };
 
 }  // namespace convt

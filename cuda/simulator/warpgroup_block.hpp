@@ -15,14 +15,20 @@
 
 // Plays a warp-specialised thread block on the host: its roles (loaders, feeder, each warp that works on patches, each warpgroup that multiplies) run in turns, one at
 // a time. One goes on until it waits for a round that is not complete; then it is the next one's turn. Warps of a role wait each for
-// itself: in order 2 the last one does nothing until nobody can go on without it. When all wait, the kernel would hang.
+// itself: in order 2 the last one does nothing until nobody can go on without it, and so does the last of those who work on patches. When
+// all wait, the kernel would hang.
 namespace convt::simulator {
 
 // Barriers that count arrivals, and whose turn it is.
 class RoundBarriers {
  public:
-  RoundBarriers(int roles, bool backwards)
-      : step_(backwards ? roles - 1 : 1), turn_(backwards ? roles - 1 : 0), waits_since_(roles, -1), ended_(roles) {}
+  // `late`: a role that gets its turn when all others wait in vain, or none.
+  RoundBarriers(int roles, bool backwards, int late)
+      : step_(backwards ? roles - 1 : 1),
+        turn_(backwards ? roles - 1 : 0),
+        late_(late),
+        waits_since_(roles, -1),
+        ended_(roles) {}
 
   void add(int arrivals) { barriers_.push_back({arrivals, arrivals, 0, {}}); }
   void arrive(int barrier, int count) {
@@ -62,6 +68,14 @@ class RoundBarriers {
   void begin(int role) {
     std::unique_lock lock(mutex_);
     turned_.wait(lock, [&] { return turn_ == role; });
+  }
+  // The late role's arrival may be what others wait for.
+  void rest(int role) {
+    if (role != late_) return;
+    std::unique_lock lock(mutex_);
+    pass_turn();
+    turned_.wait(lock, [&] { return turn_ == role || stuck_; });
+    if (stuck_) throw std::runtime_error(kStuck);
   }
   void end(int role) {
     std::unique_lock lock(mutex_);
@@ -103,16 +117,22 @@ class RoundBarriers {
     const int roles = int(ended_.size());
     for (int tried = 0; tried < roles; ++tried) {
       turn_ = (turn_ + step_) % roles;
-      if (!ended_[turn_]) break;
+      if (!ended_[turn_] && (turn_ != late_ || others_wait())) break;
     }
     turned_.notify_all();
+  }
+  bool others_wait() const {
+    for (int role = 0; role < int(ended_.size()); ++role) {
+      if (role != late_ && !ended_[role] && waits_since_[role] != events_) return false;
+    }
+    return true;
   }
 
   static constexpr const char* kStuck = "the warpgroups wait for each other";
   std::vector<State> barriers_;
   std::mutex mutex_;
   std::condition_variable turned_;
-  int step_, turn_;
+  int step_, turn_, late_;
   std::int64_t events_ = 0, met_ = 0;
   std::vector<std::int64_t> waits_since_;   // the events when a role began to wait in vain
   std::vector<bool> ended_;
@@ -303,6 +323,7 @@ class HostGroup {
       queue.push_back({[this, barrier, count] { block_.barriers.arrive(number(barrier), count); }, true});
     }
     go_on();
+    block_.barriers.rest(role_);
   }
   // All but those who are late.
   void go_on() {
@@ -343,7 +364,8 @@ class WarpgroupBlock {
                count,
                input,
                {std::vector<char>(shared_bytes, char(0xff)), schedule, &counters},   // NaN in every type
-               RoundBarriers(first_multiplying() + groups, schedule.order == 1)} {}
+               RoundBarriers(first_multiplying() + groups, schedule.order == 1,
+                             schedule.order == 2 && workers > 0 ? first_multiplying() - 1 : -1)} {}
 
   template <class Arrivals>
   void setup(std::int32_t barriers, int count, Arrivals arrivals) {

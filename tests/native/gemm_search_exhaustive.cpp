@@ -20,8 +20,8 @@ void complain(const char* what, const GemmWork& work, double told, double exact)
 std::vector<TileBox> boxes_of(const GemmWork& work, const Positions& q, const std::vector<BlockShifts>& blocks) {
   const int pixels = work.config.pixels;
   if (!work.config.grouped()) return boxes(pixels, q);
-  return packed_boxes(
-      pixels, q, packing_of(work.shape, blocks, even_positions(work), work.way, operand_vector(work.operand)));
+  return packed_boxes(pixels, q,
+                      packing_of(work.shape, blocks, even_positions(work), work.way, operand_vector(work.operand)));
 }
 
 void compare(const GemmWork& work, GemmSearch& search) {

@@ -175,7 +175,7 @@ def test_without_waiting_for_another_role(config, name, way):
     operand = "tf32" if way == "boxes" else turn(config, name)
     # What comes next in a stage may be the same, or may be late anyhow: other problems show it. Patches of few steps
     # have more stages.
-    sizes = ((3, 5), (5, 2), (3, 7), (5, 4), (9, 1), (7, 2), (4, 3), (6, 1), (5, 9))
+    sizes = ((3, 5), (5, 2), (3, 7), (5, 4), (9, 1), (7, 2), (4, 3), (6, 1), (5, 9), (7, 5))
     calls = [several_tiles(config, operand, name == "Left", *size, way) for size in sizes]
     kind = "row_stages" if name == "RowsEmpty" or (way, name) == ("rows", "PatchFull") else "patch_stages"
     staged = name.startswith(("Patch", "Rows"))

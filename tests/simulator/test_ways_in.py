@@ -123,7 +123,9 @@ def test_rows(config, name, operator):
         reaches = wanted.groups > 1 and channels // wanted.groups % chunk != 0
         assert (made.told["way_in"] == "rows") == (not skips and not reaches)
         made.check(number, 2)
-    moved = Layouts(padded, contiguous, contiguous, 1, 1) if operator == "forward" else Layouts(elements=1, output=padded)
+    moved = (
+        Layouts(padded, contiguous, contiguous, 1, 1) if operator == "forward" else Layouts(elements=1, output=padded)
+    )
     Call(config, wanted, operand, moved, ROWS, 0, operator).check(number + 1, 1)
 
 
