@@ -32,24 +32,18 @@ def grouped(kernel: str | None) -> bool:
     return is_hoppers(kernel) and not kernel.startswith("gw")
 
 
-# Warpgroups multiply patches as they lie: taps are not cut into groups that reach less far. What they refuse therefore,
-# and which configurations have room all the same.
+# Warpgroups multiply patches as they lie: taps are not cut into groups that reach less far. What they refuse therefore.
 NO_ROOM = "no tile's patch fits shared memory"
 TRUNCATES = "its instructions truncate where they add, which ieee does not allow"
-ROOM = {
-    "forward": {
-        "1d-dilated-halo": (), "2d-dilated-halo": (), "3d-dilated": ("64x512p4g2", "64x512p8g2", "128x256p4g2")
-    },
-    "grad_input": {
-        "1d-dilated-halo": (), "2d-dilated-halo": (), "1d-320-phases": (),
-        "3d-dilated": ("64x512p4g2", "64x512p8g2", "128x256p4g2"),
-    },
-}  # fmt: skip
+TOO_FAR = {
+    "forward": {"1d-dilated-halo", "2d-dilated-halo"},
+    "grad_input": {"1d-dilated-halo", "2d-dilated-halo", "1d-320-phases"},
+}
 
 
 def has_room(kernel: str | None, operator: str, name: str) -> bool:
     """Whether a kernel's tile has room for the halo of one of the problems below."""
-    return not grouped(kernel) or kernel in ROOM[operator].get(name, (kernel,))
+    return not grouped(kernel) or name not in TOO_FAR[operator]
 
 
 def hopper() -> bool:

@@ -130,7 +130,7 @@ def test_full_tiles_waste_nothing(config):
     for operand in operands_of(config):
         tile = tile_of(config, operand)
         wanted = problem(1, (2 * tile["input_channels"], tile["rows"] // 4), (tile["pixels"] // 32, 64), 2, 2)
-        call = Call(config, wanted, operand, device={"multiprocessors": 1})
+        call = Call(config, wanted, operand, device={"multiprocessors": 1, "tensor_copies": 0})
         assert call.told["tile"]["output_channels"] * 4 == tile["rows"] and call.told["phase_blocks"] == 1
         assert call.play()[1]["products"] * macs_of(call) == wanted.macs, call.told
 

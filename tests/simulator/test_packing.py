@@ -239,7 +239,7 @@ def test_packed_filter(name, layout, operator):
     for turn, operand in enumerate(OPERANDS, first):
         configs = [config for config in CONFIGS if operand in operands_of(config, operator)]
         configs = [config for config in configs if name not in WIDE or not grouped(config)]
-        device = {"multiprocessors": (132, 1, 12)[turn % 3]}
+        device = {"multiprocessors": (132, 1, 12)[turn % 3], "outputs_together": 1}
         wanted, config = FILTERS[name], configs[turn % len(configs)]
         check(Case(config, wanted, operand, operator, LAYOUTS[layout], (0, 1, 8, 2, 4)[turn % 5], device))
 

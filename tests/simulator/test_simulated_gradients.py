@@ -148,7 +148,7 @@ def test_patches_that_are_cut(name, operator, config):
     played = 0
     for turn, operand in enumerate(operands_of(config, operator)):
         if grouped(config):  # no patch of theirs is cut: refused for want of room where all have it
-            made = planned(config, CUT[name], operand, LAYOUTS[turn], None, 0, operator)
+            made = planned(config, CUT[name], operand, LAYOUTS[turn], {"outputs_together": 1}, 0, operator)
             assert made is not None or name != "1d-many-phases"
             assert made is None or name not in ("1d", "2d")
             if made is not None and turn == list(CUT).index(name) % 3:

@@ -111,7 +111,7 @@ IN_ROWS = WHOLE | {
 @pytest.mark.parametrize("name", IN_ROWS)
 @pytest.mark.parametrize("config", GROUPED)
 def test_rows(config, name, operator):
-    """Turned to lines in shared memory, from contiguous tensors and from wider ones; gathered where they begin elsewhere."""
+    """Turned to lines in shared memory, from contiguous tensors and wider ones; gathered where they begin elsewhere."""
     wanted, number = IN_ROWS[name], at(config, name, operator)
     for turn, operand in enumerate(operands_of(config)):
         output = (contiguous, channels_last, padded)[(number + turn) % 3]

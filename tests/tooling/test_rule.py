@@ -93,7 +93,7 @@ def test_training_steps_gain_what_the_documentation_says(steps, suite, precision
     assert min(ratios.values()) >= 0.8, min(ratios.items(), key=lambda entry: entry[1])
 
 
-@pytest.mark.parametrize(("layout", "gain"), (("contiguous", 1.93), ("channels_last", 1.85)))
+@pytest.mark.parametrize(("layout", "gain"), (("contiguous", 2.10), ("channels_last", 1.87)))
 def test_the_gpu_rule_knows_what_adding_a_bias_takes_pytorch(layout, gain):
     """Forwards of layers with a bias: eager's as measured in training steps, native ones add it on the way out."""
     native = {}
@@ -117,8 +117,8 @@ def test_the_gpu_rule_knows_what_adding_a_bias_takes_pytorch(layout, gain):
 @pytest.mark.parametrize(
     ("suite", "precision", "gain"),
     [
-        ("kernelbench", "tf32", 2.82), ("kernelbench", "bf16", 1.84), ("kernelbench", "ieee", 2.93),
-        ("zoo", "tf32", 1.53), ("zoo", "bf16", 1.48), ("zoo", "ieee", 1.44),
+        ("kernelbench", "tf32", 2.99), ("kernelbench", "bf16", 2.01), ("kernelbench", "ieee", 2.93),
+        ("zoo", "tf32", 1.56), ("zoo", "bf16", 1.51), ("zoo", "ieee", 1.44),
     ],
 )  # fmt: skip
 def test_the_gpu_rule_gains_what_the_documentation_says(suite, precision, gain):
