@@ -1,7 +1,6 @@
 #pragma once
 
 #include "arch/descriptor.hpp"
-#include "arch/half.hpp"
 #include "arch/lanes.hpp"
 #include "arch/tf32.hpp"
 #include "config/tile_config.hpp"

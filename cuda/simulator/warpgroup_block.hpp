@@ -13,10 +13,10 @@
 #include "collective/gemm_params.hpp"
 #include "simulator/group_host_warp.hpp"
 
-// Plays a warp-specialised thread block on the host: its roles (loaders, feeder, each warp that works on patches, each warpgroup that multiplies) run in turns, one at
-// a time. One goes on until it waits for a round that is not complete; then it is the next one's turn. Warps of a role wait each for
-// itself: in order 2 the last one does nothing until nobody can go on without it, and so does the last of those who work on patches. When
-// all wait, the kernel would hang.
+// Plays a warp-specialised thread block on the host: its roles (loaders, feeder, each warp that works on patches, each warpgroup that
+// multiplies) run in turns, one at a time. One goes on until it waits for a round that is not complete; then it is the next one's turn.
+// Warps of a role wait each for itself: in order 2 the last one does nothing until nobody can go on without it, and so does the last of
+// those who work on patches. When all wait, the kernel would hang.
 namespace convt::simulator {
 
 // Barriers that count arrivals, and whose turn it is.
