@@ -164,6 +164,11 @@ class WarpgroupExecutor {
     return std::int32_t(__shfl_sync(0xffffffffu, threadIdx.x / 32, 0)) - (kThreads + kLoaders) / 32;
   }
 
+  // Which of those who multiply.
+  __device__ __forceinline__ std::int32_t warpgroup() const {
+    return std::int32_t(__shfl_sync(0xffffffffu, threadIdx.x / 128, 0));
+  }
+
   template <class States, class Visit>
   __device__ __forceinline__ void each_warp(States& states, Visit visit) {
     visit(warp_, states.state);
@@ -197,6 +202,11 @@ class WarpgroupExecutor {
   // The next step's pixel offset, behind the filter of this one.
   __device__ __forceinline__ std::int32_t announced(std::int32_t offset) {
     return warp_.template load<std::int32_t>(offset);
+  }
+  // The compiler may not ask for it earlier.
+  __device__ __forceinline__ std::int32_t arrived(std::int32_t value) {
+    asm volatile("" : "+r"(value));
+    return value;
   }
   __device__ __forceinline__ void sync_consumers(int) { sm90::sync_threads<kThreads>(1); }
   __device__ __forceinline__ void sync_loaders(int) { sm90::sync_threads<kLoaders>(2); }

@@ -56,6 +56,7 @@ nb::dict explain_family(const GemmPlan& plan) {
   told["way_in"] = name_of(plan.way);
   told["patch_stages"] = params.shared.patch_stages;
   told["row_stages"] = params.shared.row_stages;
+  told["slice_stages"] = params.shared.slice_stages;
   told["shared_bytes"] = params.shared.bytes;
   told["input_vectors"] = params.input_vectors != 0;
   told["output_vectors"] = params.output_channels_inner ? params.output_vectors != 0 : true;

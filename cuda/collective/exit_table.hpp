@@ -25,6 +25,36 @@ CONVT_HOST_DEVICE inline std::uint32_t tops_within(std::uint32_t digits, std::ui
   return ((digits | kExitTops) - low) & (high - digits) & kExitTops;
 }
 
+// Sums of warpgroups leave through shared memory, slice by slice: who keeps them turns a slice there (`turn`), and that warp or
+// another stores it (`leave`), from what it has found out about the tile (`find`). This is for one warp that does all.
+template <class Exit, class Warp, int kLanes>
+CONVT_HOST_DEVICE void write_slices(Warp& warp, const typename Exit::Products::template State<kLanes>& state,
+                                    const Lanes<float, kLanes> (&bias)[2], const GemmParams& params, const Tile& tile,
+                                    const PhaseBlock& block) {
+  const std::int32_t own = params.shared.slices + warp.index() * kExitBytes;
+  typename Exit::template Places<kLanes> places;
+  Exit::find(warp, places, params, tile, block, warp.index());
+  warp.sync();
+#pragma unroll
+  for (int slice = 0; slice < Exit::kSlices; ++slice) {
+    Exit::turn(warp, state, bias, params, own, slice);
+    warp.sync();
+    Exit::leave(warp, places, params, own, slice, warp.index());
+    warp.sync();
+  }
+}
+
+// Of rows 8 i + lane / 4 of a warp's sixteen.
+template <TileConfig kConfig, Operand kOperand, class Warp>
+CONVT_HOST_DEVICE float exit_bias(Warp& warp, const GemmParams& params, const Tile& tile, std::int32_t row) {
+  if (params.bias == nullptr) return 0;
+  const std::int32_t place = params.order.at(row).channel;
+  const std::int32_t channel = tile.channel_block * params.block_channels + place;
+  if (place >= params.block_channels || channel >= params.out_channels) return 0;
+  const std::int64_t at = std::int64_t(tile.conv_group) * params.out_channels + channel;
+  return Epilogue<kConfig, kOperand>::to_float(warp, static_cast<const char*>(params.bias) + at * params.bias_stride * operand_bytes(kOperand));
+}
+
 // Where pairs of positions of a tile of warpgroups go: found once, for all tiles.
 template <TileConfig kConfig, Operand kOperand>
 struct ExitTable {

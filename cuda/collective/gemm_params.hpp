@@ -107,7 +107,8 @@ struct SharedLayout {
   std::int32_t pixel_table;  // int32 [pixel], in the order of memory
   std::int32_t place_table;  // int32 [pixel]: where that pixel lies in the patch; 0: in the same order
   std::int32_t exits;  // ExitPair [pixels / 2] of a kernel of warpgroups
-  std::int32_t slices;  // kExitBytes of every warp that multiplies
+  std::int32_t slices;  // [stage][warp that multiplies]: kExitBytes
+  std::int32_t slice_stages;
   std::int32_t barriers;  // 8 bytes each
   std::int32_t bytes;
   std::int32_t patch_stages;
@@ -207,7 +208,7 @@ inline constexpr std::int32_t kRowAlignment = 128;
 // which alternate in memory.
 constexpr SharedLayout shared_layout(const TileConfig& config, Operand operand, WayIn way, std::int32_t pixels,
                                      std::int32_t phases, bool interleaved, std::int32_t patch_stages = kPatchStages,
-                                     std::int32_t row_stages = kRowStages) {
+                                     std::int32_t row_stages = kRowStages, std::int32_t slice_stages = 0) {
   SharedLayout layout{};
   layout.filter = 0;
   // Vectors of lines change places by their address: copies begin where the pattern does.
@@ -226,7 +227,8 @@ constexpr SharedLayout shared_layout(const TileConfig& config, Operand operand, 
   if (config.grouped()) {
     layout.exits = (layout.bytes + 15) / 16 * 16;
     layout.slices = layout.exits + config.pixels / 2 * std::int32_t(sizeof(ExitPair));
-    layout.barriers = layout.slices + config.warps() * kExitBytes;
+    layout.slice_stages = slice_stages > 0 ? slice_stages : config.slice_stages(way);
+    layout.barriers = layout.slices + layout.slice_stages * config.warps() * kExitBytes;
     layout.bytes = layout.barriers + 8 * config.barriers();
     // Columns that are dropped read up to a tile's pixels beyond the last patch; of lines, those of a product.
     const std::int32_t beyond = config.pixels * 16, lines = kGroupPixels * config.pixel_bytes(WayIn::boxes);

@@ -4,8 +4,8 @@
 
 namespace convt {
 
-// Sums of warpgroups to an output without phases. Every warp turns its own 16 rows in shared memory, a slice of pixels at a time, so
-// that its stores run along rows of the output; nobody else waits.
+// Sums of warpgroups to an output without phases. The 16 rows of a warp are turned in shared memory, a slice of pixels at a time, so
+// that stores run along rows of the output.
 template <TileConfig kConfig, Operand kOperand>
 struct PairExit {
   using Products = Mma<kConfig, kOperand>;
@@ -20,89 +20,94 @@ struct PairExit {
   static constexpr int kPitch = 128 + kExitPadding * kBytes;   // bytes of a row: lanes meet in no bank
   static_assert(kMmaRows * kPitch <= kExitBytes);
 
-  template <class Warp, int kLanes>
-  CONVT_HOST_DEVICE static void write(Warp& warp, const typename Products::template State<kLanes>& state,
-                                      const GemmParams& params, const Tile& tile) {
+  static constexpr int kSlices = kConfig.warp_pixels() / kSlice;
+
+  // What a warp knows of its tile.
+  struct Target {
+    char* first;                        // of the tile's first position, in the first row
+    std::int32_t channels;              // that exist from there on
+    std::int32_t count[kTileAxes];      // of positions
+    bool whole;
+  };
+  template <int kLanes>
+  using Places = Target;
+
+  // `of`: the warp whose sums they are.
+  template <class Warp>
+  CONVT_HOST_DEVICE static void find(Warp&, Target& target, const GemmParams& params, const Tile& tile,
+                                     const PhaseBlock&, std::int32_t of) {
+    const std::int32_t first_row = of % kConfig.warps_m * kMmaRows;
     const std::int32_t first_of_block = tile.channel_block * params.block_channels;
     const std::int32_t left = params.out_channels - first_of_block;
-    const std::int32_t first_row = warp.index() % kConfig.warps_m * kMmaRows;
-    const std::int32_t channels =
-        (left < params.block_channels ? left : params.block_channels) - first_row;   // of the warp
-    const std::int32_t first_pair = warp.index() / kConfig.warps_m * kConfig.warp_pixels() / 2;
+    target.channels = (left < params.block_channels ? left : params.block_channels) - first_row;
     const std::int64_t first_channel = std::int64_t(tile.conv_group) * params.out_channels + first_of_block + first_row;
     std::int64_t origin = tile.q[0] * params.output_strides[0] + first_channel * params.output_strides[1];
-    bool whole = tile.count[0] == params.axes[0].tile;
+    target.whole = tile.count[0] == params.axes[0].tile;
     for (int axis = 1; axis < kTileAxes; ++axis) {
       origin += (tile.q[axis] - params.axes[axis].origin) * params.output_strides[1 + axis];
-      whole = whole && tile.count[axis] == params.axes[axis].tile;
+      target.whole = target.whole && tile.count[axis] == params.axes[axis].tile;
     }
-    char* const base = static_cast<char*>(params.output) + origin * kBytes;
-    const std::int64_t channel_bytes = params.output_strides[1] * kBytes;
-    const std::int32_t own = params.shared.slices + warp.index() * kExitBytes;
+    for (int axis = 0; axis < kTileAxes; ++axis) target.count[axis] = tile.count[axis];
+    target.first = static_cast<char*>(params.output) + origin * kBytes;
+  }
 
-    Lanes<float, kLanes> bias[2];
+  template <class Warp, int kLanes>
+  CONVT_HOST_DEVICE static void turn(Warp& warp, const typename Products::template State<kLanes>& state,
+                                     const Lanes<float, kLanes> (&bias)[2], const GemmParams&, std::int32_t own,
+                                     int slice) {
     warp.lanes([&](int lane) {
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const std::int32_t channel = i * 8 + lane / 4;
-        bias[i][lane] = 0;
-        if (params.bias == nullptr || channel >= channels) continue;
-        bias[i][lane] = Output::to_float(
-            warp, static_cast<const char*>(params.bias) + (first_channel + channel) * params.bias_stride * kBytes);
+      for (int j = 0; j < kSlice / kMmaPixels; ++j) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const auto& sum = state.sum[0][slice * (kSlice / kMmaPixels) + j];
+          const Word word =
+              pack_pair<kOperand>(sum[i * 2][lane] + bias[i][lane], sum[i * 2 + 1][lane] + bias[i][lane]);
+          warp.template store<Word>(
+              own + (i * 8 + lane / 4) * kPitch + (j * kMmaPixels / 2 + lane % 4) * std::int32_t(sizeof(Word)), word);
+        }
       }
     });
+  }
+
+  template <class Warp>
+  CONVT_HOST_DEVICE static void leave(Warp& warp, const Target& tile, const GemmParams& params, std::int32_t own,
+                                      int slice, std::int32_t of) {
+    const std::int32_t first_pair = of / kConfig.warps_m * kConfig.warp_pixels() / 2 + slice * kAcross;
+    const std::int64_t channel_bytes = params.output_strides[1] * kBytes;
+    warp.lanes([&](int lane) {
+      const ExitPair exit = warp.template load<ExitPair>(Table::at(params, first_pair + lane % kAcross));
+      std::int32_t count = exit.count;
+      if (!tile.whole) {
+        const std::int32_t along = tile.count[3] - (exit.hw & 0xffff);
+        const bool inside =
+            exit.hw >> 16 < tile.count[2] && (exit.nd & 0xffff) < tile.count[1] && exit.nd >> 16 < tile.count[0];
+        count = !inside ? 0 : along < count ? along : count;
+      }
+      char* target = tile.first + exit.offset + lane / kAcross * channel_bytes;
+      const std::int32_t from = own + lane / kAcross * kPitch + lane % kAcross * std::int32_t(sizeof(Word));
+      // Rows of which this lane stores a pair, its first and its second.
+      const std::int32_t rows = tile.channels - lane / kAcross;
+      const bool both = params.way_out == WayOut::pairs && count > 1;
+      const std::int32_t pairs = both ? rows : 0, lows = !both && count > 0 ? rows : 0,
+                         highs = !both && count > 1 ? rows : 0;
 #pragma unroll
-    for (int slice = 0; slice < kConfig.warp_pixels() / kSlice; ++slice) {
-      warp.lanes([&](int lane) {
+      for (int first = 0; first < kMmaRows; first += kBatch * kTogether) {
+        Word word[kBatch];
 #pragma unroll
-        for (int j = 0; j < kSlice / kMmaPixels; ++j) {
-#pragma unroll
-          for (int i = 0; i < 2; ++i) {
-            const auto& sum = state.sum[0][slice * (kSlice / kMmaPixels) + j];
-            const Word word =
-                pack_pair<kOperand>(sum[i * 2][lane] + bias[i][lane], sum[i * 2 + 1][lane] + bias[i][lane]);
-            warp.template store<Word>(
-                own + (i * 8 + lane / 4) * kPitch + (j * kMmaPixels / 2 + lane % 4) * std::int32_t(sizeof(Word)), word);
-          }
+        for (int at = 0; at < kBatch; ++at) {
+          word[at] = warp.template load<Word>(from + (first + at * kTogether) * kPitch);
         }
-      });
-      warp.sync();
-      warp.lanes([&](int lane) {
-        const std::int32_t pair = first_pair + slice * kAcross + lane % kAcross;
-        const ExitPair exit = warp.template load<ExitPair>(Table::at(params, pair));
-        std::int32_t count = exit.count;
-        if (!whole) {
-          const std::int32_t along = tile.count[3] - (exit.hw & 0xffff);
-          const bool inside =
-              exit.hw >> 16 < tile.count[2] && (exit.nd & 0xffff) < tile.count[1] && exit.nd >> 16 < tile.count[0];
-          count = !inside ? 0 : along < count ? along : count;
+#pragma unroll
+        for (int at = 0; at < kBatch; ++at) {
+          const int row = first + at * kTogether;
+          if (row < pairs) warp.store_global_pair(target, word[at]);
+          if (row < lows) store_half(warp, target, word[at]);
+          if (row < highs) store_half(warp, target + kBytes, word[at] >> (8 * kBytes));
+          target += kTogether * channel_bytes;
         }
-        char* target = base + exit.offset + lane / kAcross * channel_bytes;
-        const std::int32_t from = own + lane / kAcross * kPitch + lane % kAcross * std::int32_t(sizeof(Word));
-        // Rows of which this lane stores a pair, its first and its second.
-        const std::int32_t rows = channels - lane / kAcross;
-        const bool both = params.way_out == WayOut::pairs && count > 1;
-        const std::int32_t pairs = both ? rows : 0, lows = !both && count > 0 ? rows : 0,
-                           highs = !both && count > 1 ? rows : 0;
-#pragma unroll
-        for (int first = 0; first < kMmaRows; first += kBatch * kTogether) {
-          Word word[kBatch];
-#pragma unroll
-          for (int at = 0; at < kBatch; ++at) {
-            word[at] = warp.template load<Word>(from + (first + at * kTogether) * kPitch);
-          }
-#pragma unroll
-          for (int at = 0; at < kBatch; ++at) {
-            const int row = first + at * kTogether;
-            if (row < pairs) warp.store_global_pair(target, word[at]);
-            if (row < lows) store_half(warp, target, word[at]);
-            if (row < highs) store_half(warp, target + kBytes, word[at] >> (8 * kBytes));
-            target += kTogether * channel_bytes;
-          }
-        }
-      });
-      warp.sync();
-    }
+      }
+    });
   }
 
  private:

@@ -4,9 +4,9 @@
 
 namespace convt {
 
-// Sums of warpgroups to an output whose channels are innermost. Every warp turns its own 16 rows in shared memory, a slice of
-// positions at a time, so that a lane stores 16 bytes of channels of one pixel; nobody else waits. Blocks of channels are whole
-// pieces of 16 bytes, so that a piece has one phase, and every phase is reached by a tap.
+// Sums of warpgroups to an output whose channels are innermost. The 16 rows of a warp are turned in shared memory, a slice of
+// positions at a time, so that a lane stores 16 bytes of channels of one pixel. Blocks of channels are whole pieces of 16 bytes, so
+// that a piece has one phase, and every phase is reached by a tap.
 template <TileConfig kConfig, Operand kOperand>
 struct PixelExit {
   using Products = Mma<kConfig, kOperand>;
@@ -28,55 +28,87 @@ struct PixelExit {
     std::int32_t bytes;        // of the piece that exist
   };
 
+  static constexpr int kSlices = kConfig.warp_pixels() / kSlice;
+  template <int kLanes>
+  using Places = Lanes<Piece, kLanes>;
+
+  // `of`: the warp whose sums they are.
   template <class Warp, int kLanes>
-  CONVT_HOST_DEVICE static void write(Warp& warp, const typename Products::template State<kLanes>& state,
-                                      const GemmParams& params, const Tile& tile, const PhaseBlock& block) {
-    const std::int32_t first_row = warp.index() % kConfig.warps_m * kMmaRows;
-    const std::int32_t first_position = warp.index() / kConfig.warps_m * kConfig.warp_pixels();
-    const std::int32_t own = params.shared.slices + warp.index() * kExitBytes;
-    Lanes<float, kLanes> bias[2];
-    Lanes<Piece, kLanes> pieces;
-    Lanes<std::uint32_t, kLanes> row;   // of the slice, which this lane writes to
+  CONVT_HOST_DEVICE static void find(Warp& warp, Lanes<Piece, kLanes>& pieces, const GemmParams& params,
+                                     const Tile& tile, const PhaseBlock& block, std::int32_t of) {
+    const std::int32_t first_row = of % kConfig.warps_m * kMmaRows;
     warp.lanes([&](int lane) {
-#pragma unroll
-      for (int i = 0; i < 2; ++i) bias[i][lane] = bias_of(warp, params, tile, block, first_row + i * 8 + lane / 4);
       pieces[lane] = piece_of(warp, params, tile, block, first_row + lane % kPieces * kVector, position_of(lane) % 2);
-      row[lane] = std::uint32_t(written_to(lane));
     });
-    warp.sync();
+  }
+
+  template <class Warp, int kLanes>
+  CONVT_HOST_DEVICE static void turn(Warp& warp, const typename Products::template State<kLanes>& state,
+                                     const Lanes<float, kLanes> (&bias)[2], const GemmParams&, std::int32_t own,
+                                     int slice) {
+    constexpr int kTiles = kSlice / kMmaPixels;
+    if constexpr (kBytes == 2) {
+      Lanes<std::uint32_t, kLanes> row;   // which this lane writes to
+      warp.lanes([&](int lane) { row[lane] = std::uint32_t(written_to(lane)); });
 #pragma unroll
-    for (int slice = 0; slice < kConfig.warp_pixels() / kSlice; ++slice) {
-      turn(warp, state, bias, row, own, slice);
-      warp.sync();
+      for (int j = 0; j < kTiles; j += 2) {
+        Lanes<std::uint32_t, kLanes> words[4];
+        warp.lanes([&](int lane) {
+#pragma unroll
+          for (int matrix = 0; matrix < 4; ++matrix) {
+            const auto& sum = state.sum[0][slice * kTiles + j + matrix / 2];
+            const int i = matrix % 2;
+            words[matrix][lane] =
+                pack_pair<kOperand>(sum[i * 2][lane] + bias[i][lane], sum[i * 2 + 1][lane] + bias[i][lane]);
+          }
+        });
+        warp.store_transposed(row, own + j * kMmaPixels * kPitch, words);
+      }
+    } else {
       warp.lanes([&](int lane) {
-        const Piece& piece = pieces[lane];
-        const std::int32_t from = own + lane / kPieces * kPitch + (lane % kPieces ^ swizzle(lane / kPieces)) * 16;
-        const std::int32_t exits = Table::at(params, (first_position + slice * kSlice + position_of(lane)) / 2);
-        constexpr std::int32_t kNext = kTogether / 2 * sizeof(ExitPair);
-        if (piece.bytes == 16 && params.store_bytes == 16) {
-          ExitPair exit[kAtATime];
-          Vector16 value[kAtATime];
+        const std::int32_t row = written_to(lane);
 #pragma unroll
-          for (int at = 0; at < kAtATime; ++at) {
-            exit[at] = warp.template load<ExitPair>(exits + at * kNext);
-            value[at] = warp.template load<Vector16>(from + at * kTogether * kPitch);
-          }
+        for (int j = 0; j < kTiles; ++j) {
 #pragma unroll
-          for (int at = 0; at < kAtATime; ++at) {
-            if (inside(piece, exit[at])) warp.store_global16(piece.target + exit[at].offset, value[at]);
-          }
-        } else {
-#pragma unroll 1
-          for (int at = 0; at < kAtATime; ++at) {
-            const ExitPair exit = warp.template load<ExitPair>(exits + at * kNext);
-            const Vector16 value = warp.template load<Vector16>(from + at * kTogether * kPitch);
-            if (inside(piece, exit))
-              store_words(warp, piece.target + exit.offset, value, piece.bytes, params.store_bytes);
+          for (int k = 0; k < 4; ++k) {
+            const std::int32_t at = own + (row ^ (k / 2 * 32)) + (j * kMmaPixels + k % 2 * 4) * kPitch;
+            warp.template store<float>(at, state.sum[0][slice * kTiles + j][k][lane] + bias[k / 2][lane]);
           }
         }
       });
-      warp.sync();
     }
+  }
+
+  template <class Warp, int kLanes>
+  CONVT_HOST_DEVICE static void leave(Warp& warp, const Lanes<Piece, kLanes>& pieces, const GemmParams& params,
+                                      std::int32_t own, int slice, std::int32_t of) {
+    const std::int32_t first_position = of / kConfig.warps_m * kConfig.warp_pixels() + slice * kSlice;
+    warp.lanes([&](int lane) {
+      const Piece& piece = pieces[lane];
+      const std::int32_t from = own + lane / kPieces * kPitch + (lane % kPieces ^ swizzle(lane / kPieces)) * 16;
+      const std::int32_t exits = Table::at(params, (first_position + position_of(lane)) / 2);
+      constexpr std::int32_t kNext = kTogether / 2 * sizeof(ExitPair);
+      if (piece.bytes == 16 && params.store_bytes == 16) {
+        ExitPair exit[kAtATime];
+        Vector16 value[kAtATime];
+#pragma unroll
+        for (int at = 0; at < kAtATime; ++at) {
+          exit[at] = warp.template load<ExitPair>(exits + at * kNext);
+          value[at] = warp.template load<Vector16>(from + at * kTogether * kPitch);
+        }
+#pragma unroll
+        for (int at = 0; at < kAtATime; ++at) {
+          if (inside(piece, exit[at])) warp.store_global16(piece.target + exit[at].offset, value[at]);
+        }
+      } else {
+#pragma unroll 1
+        for (int at = 0; at < kAtATime; ++at) {
+          const ExitPair exit = warp.template load<ExitPair>(exits + at * kNext);
+          const Vector16 value = warp.template load<Vector16>(from + at * kTogether * kPitch);
+          if (inside(piece, exit)) store_words(warp, piece.target + exit.offset, value, piece.bytes, params.store_bytes);
+        }
+      }
+    });
   }
 
  private:
@@ -94,41 +126,6 @@ struct PixelExit {
     return lane % 4 * kPitch + (lane / 16 ^ swizzle(lane % 4)) * 16 + lane / 4 % 4 * 4;
   }
 
-  template <class Warp, int kLanes>
-  CONVT_HOST_DEVICE static void turn(Warp& warp, const typename Products::template State<kLanes>& state,
-                                     const Lanes<float, kLanes> (&bias)[2], const Lanes<std::uint32_t, kLanes>& row,
-                                     std::int32_t own, int slice) {
-    constexpr int kTiles = kSlice / kMmaPixels;
-    if constexpr (kBytes == 2) {
-#pragma unroll
-      for (int j = 0; j < kTiles; j += 2) {
-        Lanes<std::uint32_t, kLanes> words[4];
-        warp.lanes([&](int lane) {
-#pragma unroll
-          for (int matrix = 0; matrix < 4; ++matrix) {
-            const auto& sum = state.sum[0][slice * kTiles + j + matrix / 2];
-            const int i = matrix % 2;
-            words[matrix][lane] =
-                pack_pair<kOperand>(sum[i * 2][lane] + bias[i][lane], sum[i * 2 + 1][lane] + bias[i][lane]);
-          }
-        });
-        warp.store_transposed(row, own + j * kMmaPixels * kPitch, words);
-      }
-    } else {
-      warp.lanes([&](int lane) {
-#pragma unroll
-        for (int j = 0; j < kTiles; ++j) {
-#pragma unroll
-          for (int k = 0; k < 4; ++k) {
-            const std::int32_t at =
-                own + std::int32_t(row[lane] ^ (k / 2 * 32)) + (j * kMmaPixels + k % 2 * 4) * kPitch;
-            warp.template store<float>(at, state.sum[0][slice * kTiles + j][k][lane] + bias[k / 2][lane]);
-          }
-        }
-      });
-    }
-  }
-
   struct Place {
     std::int32_t slot, channel;   // of the block
     std::int32_t channels;        // that exist from there on
@@ -140,17 +137,6 @@ struct PixelExit {
     const std::int32_t left = params.out_channels - tile.channel_block * params.block_channels;
     const std::int32_t channels = left < params.block_channels ? left : params.block_channels;
     return {slot, channel, slot < block.slots && channel < channels ? channels - channel : 0};
-  }
-
-  template <class Warp>
-  CONVT_HOST_DEVICE static float bias_of(Warp& warp, const GemmParams& params, const Tile& tile,
-                                         const PhaseBlock& block, std::int32_t row) {
-    if (params.bias == nullptr) return 0;
-    const Place place = place_of(params, tile, block, row);
-    if (place.channels == 0) return 0;
-    const std::int64_t channel = std::int64_t(tile.conv_group) * params.out_channels +
-                                 tile.channel_block * params.block_channels + place.channel;
-    return Output::to_float(warp, static_cast<const char*>(params.bias) + channel * params.bias_stride * kBytes);
   }
 
   template <class Warp>

@@ -4,11 +4,12 @@
 
 namespace convt {
 
-// Sums of warpgroups to rows of an output with phases. A warp has all W phases of its channels (RowOrder): it turns them in shared
-// memory, a slice of positions at a time, to the order of the output's rows. Rows of whole, aligned pieces of 16 bytes leave by
-// those; others by words, neighbours by neighbouring lanes, so that a store fills its line wherever the row begins. Nobody else
-// waits, and every phase is reached by a tap.
-template <TileConfig kConfig, Operand kOperand>
+// Sums of warpgroups to rows of an output with phases. A warp has all W phases of its channels (RowOrder), which are turned
+// in shared memory, a slice of positions at a time, to the order of the output's rows. Rows of whole, aligned pieces of 16 bytes
+// leave by those; others by words, neighbours by neighbouring lanes, so that a store fills its line wherever the row begins. Every
+// phase is reached by a tap.
+// `kApart`: by warps that do nothing else.
+template <TileConfig kConfig, Operand kOperand, bool kApart>
 struct RowExit {
   using Products = Mma<kConfig, kOperand>;
   using Output = Epilogue<kConfig, kOperand>;
@@ -21,7 +22,7 @@ struct RowExit {
   static constexpr int kTiles = kSlice / kMmaPixels;
   static constexpr int kSlices = kConfig.warp_pixels() / kSlice;
 
-  // Where a unit's rows go, and how many of a tile's rows exist. Kept behind what a warp turns.
+  // Where a unit's rows go, and how many of a tile's rows exist. Kept behind a warp's first slice.
   struct Unit {
     std::int64_t offset;     // bytes from the tile's first row of the first phase and channel
     std::uint32_t low, high; // of digits of H and D: see tops_within
@@ -33,52 +34,72 @@ struct RowExit {
     char* first;                    // W phase 0 of the tile's first position, of outer phase 0 and the first channel
     std::int32_t begin, end, row;   // elements of a row that exist, and that a whole tile has
     std::int32_t images;
-    std::int32_t own, pairs;        // its slice, and the table of its positions
+    std::int32_t units, pairs;      // the tables of its units and positions
     bool in_pieces;
+    bool whole;                     // all of its units exist at all of its positions
   };
 
-  template <class Warp, int kLanes>
-  CONVT_HOST_DEVICE static void write(Warp& warp, const typename Products::template State<kLanes>& state,
-                                      const GemmParams& params, const Tile& tile, const PhaseBlock& block) {
-    const std::int32_t first_unit = warp.index() % kConfig.warps_m * params.order.units;
-    const Target target = target_of(warp, params, tile);
-    Lanes<float, kLanes> bias[2];
+  template <int kLanes>
+  using Places = Target;
+
+  // `of`: the warp whose sums they are.
+  template <class Warp>
+  CONVT_HOST_DEVICE static void find(Warp& warp, Target& target, const GemmParams& params, const Tile& tile,
+                                     const PhaseBlock& block, std::int32_t of) {
+    const std::int32_t first_unit = of % kConfig.warps_m * params.order.units;
+    target = target_of(params, tile, of);
+    const std::int32_t last_unit = first_unit + params.order.units - 1;
+    target.whole = kApart && params.order.units % kPieceBatch == 0 &&
+                   params.order.by_channels.quotient(last_unit) < block.outer_count &&
+                   (tile.channel_block + 1) * params.block_channels <= params.out_channels;
+    for (int axis = 1; axis < kTileAxes - 1; ++axis) {
+      const TileAxis& along = params.axes[axis];
+      const std::int64_t first = along.stride * tile.q[axis] - along.origin;
+      target.whole = target.whole && first >= 0 && tile.count[axis] == along.tile &&
+                     first + std::int64_t(along.tile) * along.stride <= along.output;
+    }
     warp.lanes([&](int lane) {
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        bias[i][lane] = bias_of(warp, params, tile, first_unit, i * 8 + lane / 4);
-      }
       if (lane < kMmaRows) {
         warp.template store<Unit>(
-            target.own + kUnits + lane * std::int32_t(sizeof(Unit)),
+            target.units + lane * std::int32_t(sizeof(Unit)),
             lane < params.order.units ? unit_of(params, tile, block, first_unit + lane) : Unit{0, kExitOffset, 0});
       }
     });
-    const bool together = params.order.phases == 2;
-#pragma unroll
-    for (int slice = 0; slice < kSlices; ++slice) {
-      warp.lanes([&](int lane) {
-        if (together) {
-          turn_two(warp, state, params, target, bias, slice, lane);
-        } else {
-          turn(warp, state, params, target, bias, slice, lane);
-        }
-      });
-      warp.sync();
-      if (target.in_pieces) {
-        leave_in_pieces(warp, params, target, slice);
-      } else if (kBytes == 2 && params.store_bytes == 2) {
-        leave_in_words<true>(warp, params, target, slice);
-      } else {
-        leave_in_words<false>(warp, params, target, slice);
-      }
-      warp.sync();
-    }
   }
 
- private:
+  template <class Warp, int kLanes>
+  CONVT_HOST_DEVICE static void turn(Warp& warp, const typename Products::template State<kLanes>& state,
+                                     const Lanes<float, kLanes> (&bias)[2], const GemmParams& params, std::int32_t own,
+                                     int slice) {
+    const std::int32_t phases = params.order.phases;
+    warp.lanes([&](int lane) {
+      if (phases == 1) {
+        turn_one(warp, state, params, own, bias, slice, lane);
+      } else if (phases == 2) {
+        turn_two(warp, state, params, own, bias, slice, lane);
+      } else {
+        turn_each(warp, state, params, own, bias, slice, lane);
+      }
+    });
+  }
+
   template <class Warp>
-  CONVT_HOST_DEVICE static Target target_of(Warp& warp, const GemmParams& params, const Tile& tile) {
+  CONVT_HOST_DEVICE static void leave(Warp& warp, const Target& target, const GemmParams& params, std::int32_t own,
+                                      int slice, std::int32_t) {
+    if (target.in_pieces) {
+      leave_in_pieces(warp, params, target, own, slice);
+    } else if (kBytes == 2 && params.store_bytes == 2) {
+      leave_in_words<true, false>(warp, params, target, own, slice);
+    } else {
+      if (kApart && target.whole) {
+        leave_in_words<false, true>(warp, params, target, own, slice);
+      } else {
+        leave_in_words<false, false>(warp, params, target, own, slice);
+      }
+    }
+  }
+ private:
+  CONVT_HOST_DEVICE static Target target_of(const GemmParams& params, const Tile& tile, std::int32_t of) {
     const TileAxis& along = params.axes[3];
     const std::int64_t channel =
         std::int64_t(tile.conv_group) * params.out_channels + tile.channel_block * params.block_channels;
@@ -95,26 +116,12 @@ struct RowExit {
     target.end = tile.count[3] * along.stride;
     if (left < target.end) target.end = std::int32_t(left);
     target.images = tile.count[0];
-    target.own = params.shared.slices + warp.index() * kExitBytes;
-    target.pairs = Table::at(params, warp.index() / kConfig.warps_m * kConfig.warp_pixels() / 2);
+    target.units = params.shared.slices + of * kExitBytes + kUnits;
+    target.pairs = Table::at(params, of / kConfig.warps_m * kConfig.warp_pixels() / 2);
     // Where rows are aligned, those of a tile begin at pieces of a slice (TileBox::even).
     target.in_pieces = params.store_bytes == 16 && reinterpret_cast<std::uintptr_t>(target.first) % 16 == 0 &&
                        (target.row | target.begin | target.end) % kVector == 0;
     return target;
-  }
-
-  template <class Warp>
-  CONVT_HOST_DEVICE static float bias_of(Warp& warp, const GemmParams& params, const Tile& tile,
-                                         std::int32_t first_unit, std::int32_t row) {
-    if (params.bias == nullptr) return 0;
-    const std::int32_t phase = params.order.by_units.quotient(row);
-    const std::int32_t unit = first_unit + params.order.by_units.remainder(row, phase);
-    const std::int32_t outer = params.order.by_channels.quotient(unit);
-    const std::int32_t channel =
-        tile.channel_block * params.block_channels + params.order.by_channels.remainder(unit, outer);
-    if (channel >= params.out_channels) return 0;
-    const std::int64_t at = std::int64_t(tile.conv_group) * params.out_channels + channel;
-    return Output::to_float(warp, static_cast<const char*>(params.bias) + at * params.bias_stride * kBytes);
   }
 
   CONVT_HOST_DEVICE static Unit unit_of(const GemmParams& params, const Tile& tile, const PhaseBlock& block,
@@ -136,14 +143,14 @@ struct RowExit {
 
   // A slice's sums, one by one.
   template <class Warp, class State, int kLanes>
-  CONVT_HOST_DEVICE static void turn(Warp& warp, const State& state, const GemmParams& params, const Target& target,
-                                     const Lanes<float, kLanes> (&bias)[2], int slice, int lane) {
+  CONVT_HOST_DEVICE static void turn_each(Warp& warp, const State& state, const GemmParams& params, std::int32_t own,
+                                          const Lanes<float, kLanes> (&bias)[2], int slice, int lane) {
     const std::int32_t pitch = params.order.phases * kBytes;   // of a position
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const std::int32_t row = i * 8 + lane / 4, phase = params.order.by_units.quotient(row);
       if (phase >= params.order.phases) continue;
-      std::int32_t at = target.own + params.order.by_units.remainder(row, phase) * params.unit_pitch + phase * kBytes +
+      std::int32_t at = own + params.order.by_units.remainder(row, phase) * params.unit_pitch + phase * kBytes +
                         lane % 4 * 2 * pitch;
 #pragma unroll
       for (int j = 0; j < kTiles; ++j) {
@@ -155,11 +162,28 @@ struct RowExit {
     }
   }
 
+  // One phase: neighbouring positions lie side by side.
+  template <class Warp, class State, int kLanes>
+  CONVT_HOST_DEVICE static void turn_one(Warp& warp, const State& state, const GemmParams& params, std::int32_t first,
+                                         const Lanes<float, kLanes> (&bias)[2], int slice, int lane) {
+    const std::int32_t own = first + lane / 4 * params.unit_pitch + lane % 4 * 2 * kBytes;
+#pragma unroll
+    for (int j = 0; j < kTiles; ++j) {
+      const auto& sum = state.sum[0][slice * kTiles + j];
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        warp.template store<Pair<kOperand>>(
+            own + i * 8 * params.unit_pitch + j * kMmaPixels * kBytes,
+            pack_pair<kOperand>(sum[i * 2][lane] + bias[i][lane], sum[i * 2 + 1][lane] + bias[i][lane]));
+      }
+    }
+  }
+
   // Two phases are one thread's: four elements lie side by side.
   template <class Warp, class State, int kLanes>
-  CONVT_HOST_DEVICE static void turn_two(Warp& warp, const State& state, const GemmParams& params, const Target& target,
+  CONVT_HOST_DEVICE static void turn_two(Warp& warp, const State& state, const GemmParams& params, std::int32_t first,
                                          const Lanes<float, kLanes> (&bias)[2], int slice, int lane) {
-    const std::int32_t own = target.own + lane / 4 * params.unit_pitch + lane % 4 * 4 * kBytes;
+    const std::int32_t own = first + lane / 4 * params.unit_pitch + lane % 4 * 4 * kBytes;
 #pragma unroll
     for (int j = 0; j < kTiles; ++j) {
       const auto& sum = state.sum[0][slice * kTiles + j];
@@ -202,17 +226,18 @@ struct RowExit {
   }
 
   // Of every step-th unit: where it goes, and what it has at an offset. Some beyond the last go nowhere.
-  static constexpr int kBatch = 4;   // that are loaded before any is stored
-  template <class Warp>
+  // So many are loaded before any is stored: of the sixteen a whole part, and as registers allow.
+  static constexpr int kPieceBatch = 4, kWordBatch = 2;
+  template <int kBatch, class Warp>
   CONVT_HOST_DEVICE static void load_units(Warp& warp, const Target& target, std::int32_t first, std::int32_t step,
                                            Unit (&to)[kBatch]) {
 #pragma unroll
     for (int at = 0; at < kBatch; ++at) {
       const std::int32_t unit = first + at * step;
-      to[at] = warp.template load<Unit>(target.own + kUnits + unit * std::int32_t(sizeof(Unit)));
+      to[at] = warp.template load<Unit>(target.units + unit * std::int32_t(sizeof(Unit)));
     }
   }
-  template <class Warp, class Piece>
+  template <int kBatch, class Warp, class Piece>
   CONVT_HOST_DEVICE static void load_values(Warp& warp, const GemmParams& params, std::int32_t first, std::int32_t step,
                                             std::int32_t from, Piece (&value)[kBatch]) {
 #pragma unroll
@@ -227,7 +252,8 @@ struct RowExit {
 
   // A lane has the same pieces of several units.
   template <class Warp>
-  CONVT_HOST_DEVICE static void leave_in_pieces(Warp& warp, const GemmParams& params, const Target& target, int slice) {
+  CONVT_HOST_DEVICE static void leave_in_pieces(Warp& warp, const GemmParams& params, const Target& target,
+                                                std::int32_t own, int slice) {
     const std::int32_t across = 1 << params.across_log2, step = 32 >> params.across_log2;
     warp.lanes([&](int lane) {
 #pragma unroll 1
@@ -235,13 +261,13 @@ struct RowExit {
         const Run run = run_at(warp, params, target, slice, piece * kVector);
         if (run.x < target.begin || run.x >= target.end || run.image >= target.images) continue;
 #pragma unroll 1
-        for (std::int32_t first = lane >> params.across_log2; first < params.order.units; first += kBatch * step) {
-          Unit to[kBatch];
-          Vector16 value[kBatch];
+        for (std::int32_t first = lane >> params.across_log2; first < params.order.units; first += kPieceBatch * step) {
+          Unit to[kPieceBatch];
+          Vector16 value[kPieceBatch];
           load_units(warp, target, first, step, to);
-          load_values(warp, params, first, step, target.own + piece * 16, value);
+          load_values(warp, params, first, step, own + piece * 16, value);
 #pragma unroll
-          for (int at = 0; at < kBatch; ++at) {
+          for (int at = 0; at < kPieceBatch; ++at) {
             if (exists(run, to[at])) warp.store_global16(run.place + to[at].offset, value[at]);
           }
         }
@@ -252,8 +278,9 @@ struct RowExit {
   // A lane has the same words of all units. Where a row begins between two words of the output, its words begin an element earlier
   // in the slice: so do all units' rows, or, `kEach`, every one has to be asked. Elements without a neighbour in their row, or in
   // the slice, leave alone.
-  template <bool kEach, class Warp>
-  CONVT_HOST_DEVICE static void leave_in_words(Warp& warp, const GemmParams& params, const Target& target, int slice) {
+  template <bool kEach, bool kWhole, class Warp>
+  CONVT_HOST_DEVICE static void leave_in_words(Warp& warp, const GemmParams& params, const Target& target,
+                                               std::int32_t first_word, int slice) {
     constexpr int kElements = 4 / kBytes;
     const std::int32_t words = kSlice * params.order.phases / kElements;
     // Elements from the beginning of a word of the output.
@@ -272,36 +299,57 @@ struct RowExit {
         // Nobody else has a word that begins with the element behind.
         const int is_last = behind & int(word + 1 == words || run.x + kElements >= target.row);
         const std::int32_t all_back = behind_word(run.place);
+        const Word of_all(run.place, all_back, present, is_last);
 #pragma unroll 1
-        for (std::int32_t first = 0; first < params.order.units; first += kBatch) {
-          Unit to[kBatch];
-          std::uint32_t own[kBatch], earlier[kBatch];
+        for (std::int32_t first = 0; first < params.order.units; first += kWordBatch) {
+          Unit to[kWordBatch];
+          std::uint32_t own[kWordBatch], earlier[kWordBatch] = {};
           load_units(warp, target, first, 1, to);
-          load_values(warp, params, first, 1, target.own + word * 4, own);
-          if (kElements == 2) load_values(warp, params, first, 1, target.own + (word > 0 ? word - 1 : 0) * 4, earlier);
+          load_values(warp, params, first, 1, first_word + word * 4, own);
+          if (kElements == 2 && (kEach || all_back > 0)) {
+            load_values(warp, params, first, 1, first_word + (word > 0 ? word - 1 : 0) * 4, earlier);
+          }
 #pragma unroll
-          for (int at = 0; at < kBatch; ++at) {
-            const bool there = exists(run, to[at]);
-            char* const place = run.place + to[at].offset;
+          for (int at = 0; at < kWordBatch; ++at) {
+            if (!kWhole && !exists(run, to[at])) continue;
             if constexpr (kElements == 1) {
-              if (there && here != 0) warp.template store_global<std::uint32_t>(place, own[at]);
+              if (here != 0) warp.template store_global<std::uint32_t>(run.place + to[at].offset, own[at]);
+            } else if constexpr (kEach) {
+              const Word of_one(run.place, behind_word(run.place + to[at].offset), present, is_last);
+              of_one.store(warp, to[at].offset, own[at], earlier[at]);
             } else {
-              const std::int32_t back = kEach ? behind_word(place) : all_back;
-              const int pair = there ? present >> (1 - back) & 3 : 0;
-              const std::uint32_t value = back > 0 ? earlier[at] >> 16 | own[at] << 16 : own[at];
-              char* const begin = place - back * kBytes;
-              if (pair == 3) warp.template store_global<std::uint32_t>(begin, value);
-              if (pair == 1) warp.template store_global<Element>(begin, Element(value));
-              if (pair == 2) warp.template store_global<Element>(begin + kBytes, Element(value >> 16));
-              if (there && (is_last & back) != 0) {
-                warp.template store_global<Element>(place + kBytes, Element(own[at] >> 16));
-              }
+              of_all.store(warp, to[at].offset, own[at], earlier[at]);
             }
           }
         }
       }
     });
   }
+
+  // Two elements that begin `back` before a lane's, and which of those exist: of three, from the one before on.
+  struct Word {
+    char* place;
+    bool moved, both, one, last;
+    std::int32_t shift;   // of one that is alone, to the second
+
+    CONVT_HOST_DEVICE Word(char* first, std::int32_t back, int present, int is_last)
+        : moved(back > 0), last((is_last & back) != 0) {
+      const int pair = present >> (1 - back) & 3;
+      both = pair == 3;
+      one = pair == 1 || pair == 2;
+      shift = pair == 2 ? 16 : 0;
+      place = first - back * kBytes;
+    }
+    template <class Warp>
+    CONVT_HOST_DEVICE void store(Warp& warp, std::int64_t offset, std::uint32_t own, std::uint32_t earlier) const {
+      const std::uint32_t value = moved ? earlier >> 16 | own << 16 : own;
+      char* const to = place + offset;
+      if (both) warp.template store_global<std::uint32_t>(to, value);
+      if (one) warp.template store_global<Element>(to + shift / 8, Element(value >> shift));
+      // Its neighbour in the output is nobody's first.
+      if (last) warp.template store_global<Element>(to + 2 * kBytes, Element(own >> 16));
+    }
+  };
 };
 
 }  // namespace convt

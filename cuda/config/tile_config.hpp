@@ -35,6 +35,9 @@ inline constexpr int kGroupPixels = 128;  // columns of a wgmma: a run of neighb
 inline constexpr int kExitPadding = 8;
 inline constexpr int kExitBytesOfRow = 128;
 inline constexpr int kExitBytes = kMmaRows * (kExitBytesOfRow + 4 * kExitPadding);
+// Slices of every warp, where others store them: so many at least, and at most if there is room.
+inline constexpr int kSliceStages = 2;
+inline constexpr int kMostSliceStages = 4;
 
 // What multiplies: warps by mma.sync, each its part of the tile; or, on Hopper, warpgroups by wgmma, with as many that load.
 enum class Engine : int { warps, warpgroups };
@@ -83,8 +86,11 @@ struct TileConfig {
   // Threads that load the patch. Warps do both; beside warpgroups are as many others, a warp of which fetches the filter.
   CONVT_HOST_DEVICE constexpr int loaders() const { return grouped() ? threads() - 32 : threads(); }
   CONVT_HOST_DEVICE constexpr int block_threads(WayIn way) const {
-    return threads() + (!grouped() ? 0 : in_lines(way) ? (blocks == 1 ? 256 : 128) : threads());
+    return threads() + (!grouped() ? 0 : in_lines(way) ? 128 * (blocks == 1 ? 3 : 1) : threads());
   }
+  // Warps that store the sums of others, which need not wait for that: a thread block that has a multiprocessor to itself has room.
+  CONVT_HOST_DEVICE constexpr int storers(WayIn way) const { return grouped() && in_lines(way) && blocks == 1 ? 4 : 0; }
+  CONVT_HOST_DEVICE constexpr int slice_stages(WayIn way) const { return storers(way) > 0 ? kSliceStages : 1; }
   // Of a thread beside warpgroups, and of one that multiplies: of those a thread block is launched with, in eights, what the others leave.
   CONVT_HOST_DEVICE static constexpr int loader_registers(WayIn way) { return in_lines(way) ? 48 : 88; }
   CONVT_HOST_DEVICE constexpr int consumer_registers(WayIn way) const {
@@ -94,11 +100,14 @@ struct TileConfig {
   }
   // Bytes from a patch's pixel to the next.
   CONVT_HOST_DEVICE constexpr int pixel_bytes(WayIn way) const { return in_lines(way) ? planes * 16 : 16; }
-  // Of a kernel of warpgroups: filter stages full and empty; patches full, empty and ready, rows empty; tile left.
-  CONVT_HOST_DEVICE constexpr int barriers() const { return 2 * filter_stages + 4 * kMostPatchStages + 1; }
+  // Of a kernel of warpgroups: filter stages full and empty; patches full, empty and ready, rows empty; slices of every warpgroup full
+  // and empty; tile left.
+  CONVT_HOST_DEVICE constexpr int barriers() const {
+    return 2 * filter_stages + 4 * kMostPatchStages + 2 * groups() * kMostSliceStages + 1;
+  }
   // Bytes that outlive a tile, or are read beyond the last patch by columns that are dropped.
-  CONVT_HOST_DEVICE constexpr int lasting_bytes() const {
-    const int lasting = 16 + 8 * pixels + warps() * kExitBytes + 8 * barriers();
+  CONVT_HOST_DEVICE constexpr int lasting_bytes(WayIn way) const {
+    const int lasting = 16 + 8 * pixels + slice_stages(way) * warps() * kExitBytes + 8 * barriers();
     const int gathered = 12 * pixels, lines = kGroupPixels * pixel_bytes(WayIn::boxes);
     const int beyond = gathered > lines ? gathered : lines;
     return !grouped() ? 0 : lasting > beyond ? lasting : beyond;

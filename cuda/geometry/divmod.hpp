@@ -5,8 +5,10 @@
 // Marks what nvcc compiles for both sides; plain C++ elsewhere.
 #ifdef __CUDACC__
 #define CONVT_HOST_DEVICE __host__ __device__
+#define CONVT_ALWAYS_INLINE __forceinline__
 #else
 #define CONVT_HOST_DEVICE
+#define CONVT_ALWAYS_INLINE inline
 #endif
 
 namespace convt {

@@ -28,7 +28,8 @@ struct WarpgroupGemm {
   // That load and feed. Beside boxes others work: they turn rows to lines; of float32 they round patches whose lines are copied as they
   // lie, where tensor cores would truncate.
   static constexpr int kLoading = kWayIn == WayIn::boxes ? 64 : kConfig.threads();
-  static constexpr int kWorking = kThreads - kConfig.threads() - kLoading, kWorkers = kWorking / 32;
+  static constexpr int kStorers = kConfig.storers(kWayIn);   // warps that store what others have multiplied
+  static constexpr int kWorking = kThreads - kConfig.threads() - kLoading - 32 * kStorers, kWorkers = kWorking / 32;
   using Rounding = PatchRounding<kLoading, kWorking>;
   // Teams take turns at the planes of a patch, and so at the stages of rows: who waits for a stage has waited for all its rounds.
   static constexpr int kTeams = 2, kTeam = kWorkers > 0 ? kWorkers / kTeams : 1;
@@ -43,7 +44,9 @@ struct WarpgroupGemm {
   // Barriers, in this order behind params.shared.barriers.
   static constexpr int kFilterFull = 0, kFilterEmpty = kStages, kPatchFull = 2 * kStages,
                        kPatchEmpty = kPatchFull + kMostPatchStages, kPatchReady = kPatchEmpty + kMostPatchStages,
-                       kRowsEmpty = kPatchReady + kMostPatchStages, kLeft = kRowsEmpty + kMostPatchStages;
+                       kRowsEmpty = kPatchReady + kMostPatchStages, kSliceFull = kRowsEmpty + kMostPatchStages,
+                       kSliceEmpty = kSliceFull + kMostSliceStages * kConfig.groups(),
+                       kLeft = kSliceEmpty + kMostSliceStages * kConfig.groups();
   static_assert(kLeft + 1 == kConfig.barriers());
   CONVT_HOST_DEVICE static std::int32_t barrier(const GemmParams& params, int first, std::int32_t at) {
     return params.shared.barriers + (first + at) * 8;
@@ -52,7 +55,8 @@ struct WarpgroupGemm {
     if (at < kFilterEmpty) return 1;
     if (at >= kPatchFull && at < kPatchEmpty) return kWayIn == WayIn::boxes ? 1 : kConfig.loaders();
     if (at >= kPatchReady && at < kRowsEmpty) return kWorkers;
-    if (at >= kRowsEmpty && at < kLeft) return kTeam;
+    if (at >= kRowsEmpty && at < kSliceFull) return kTeam;
+    if (at >= kSliceFull && at < kLeft) return 4;   // a warpgroup's warps, and who stores what each has
     return kConfig.warps();
   }
 
@@ -96,12 +100,13 @@ struct WarpgroupGemm {
   }
 
   // Pixels from where a copy of rows begins, at a multiple of 16 bytes, to the patch's first.
-  CONVT_HOST_DEVICE static std::int32_t early(const GemmParams& params, const Work& work, const ShiftGroup& shifts) {
-    return std::int32_t(first_of(params, work.tile, shifts, 2)) & (Patch::kVector - 1);
+  CONVT_HOST_DEVICE static std::int32_t early(const GemmParams& params, const Tile& tile, const ShiftGroup& shifts) {
+    return std::int32_t(first_of(params, tile, shifts, 2)) & (Patch::kVector - 1);
   }
 
+  // Products stand in no function of their own: calls would serialise them.
   template <class Executor>
-  CONVT_HOST_DEVICE static void run(Executor& block, const GemmParams& params, const PatchCopy& copy) {
+  CONVT_HOST_DEVICE CONVT_ALWAYS_INLINE static void run(Executor& block, const GemmParams& params, const PatchCopy& copy) {
     block.setup(params.shared.barriers, kConfig.barriers(), [](int at) { return arrivals(at); });
     const auto loading = [&](auto& group) {
       if constexpr (kWayIn == WayIn::boxes) {
@@ -112,11 +117,18 @@ struct WarpgroupGemm {
     };
     const auto working = [&](auto& group) {
       if constexpr (kWayIn == WayIn::boxes) {
-        if (params.patch_work == PatchWork::turn) turn(group, params);
-        if (kOperand == Operand::tf32 && params.patch_work == PatchWork::round) round(group, params);
+        // Those who have nothing to do to patches store as well.
+        const bool idle = params.patch_work == PatchWork::none;
+        const std::int32_t worker = group.worker();
+        if (!idle && worker < kWorkers) {
+          if (params.patch_work == PatchWork::turn) turn(group, params);
+          if (kOperand == Operand::tf32 && params.patch_work == PatchWork::round) round(group, params);
+        } else if (kStorers > 0) {
+          store(group, params, idle ? worker : worker - kWorkers, idle ? kWorkers + kStorers : kStorers);
+        }
       }
     };
-    block.template roles<kConfig.loader_registers(kWayIn), kConfig.consumer_registers(kWayIn), kWorkers>(
+    block.template roles<kConfig.loader_registers(kWayIn), kConfig.consumer_registers(kWayIn), kWorkers + kStorers>(
         loading, [&](auto& group) { feed(group, params); }, working, [&](auto& group) { consume(group, params); });
   }
 
@@ -210,7 +222,7 @@ struct WarpgroupGemm {
           for (int axis = 0; axis < kAxes; ++axis) {
             pixels[axis] = std::int32_t(first_of(params, work.tile, shifts, axis));
           }
-          if (rows) pixels[2] -= early(params, work, shifts);
+          if (rows) pixels[2] -= early(params, work.tile, shifts);
           bytes = shifts.pixels * pixel;
         }
         std::int32_t channel = work.tile.conv_group * copy.group_channels + chunk * Patch::kChunk;
@@ -314,10 +326,17 @@ struct WarpgroupGemm {
     left.next();
   }
 
+  // What a warp that multiplies has of a tile.
+  template <int kLanes>
+  struct Kept {
+    typename Sums::template State<kLanes> sums;
+    Lanes<float, kLanes> bias[2];
+  };
+
   template <class Executor>
   CONVT_HOST_DEVICE static void consume(Executor& group, const GemmParams& params) {
     using Warp = typename Executor::Warp;
-    using State = typename Sums::template State<Executor::kLanes>;
+    using State = Kept<Executor::kLanes>;
     if (params.way_out != WayOut::staged) {
       typename Executor::template PerWarp<State> none;
       group.each_warp(none, [&params](Warp& warp, State&) { Exits::clear(warp, params); });
@@ -327,29 +346,43 @@ struct WarpgroupGemm {
     }
     Ring<kStages> use;
     Ring<kPatches> from;
+    Ring<kMostSliceStages> slices;
+    Course course;
 #pragma unroll 1
     for (std::int32_t index = group.index(); index < params.tiles; index += group.count()) {
       typename Executor::template PerWarp<State> states;
-      group.each_warp(states, [](Warp& warp, State& state) { Sums::clear(warp, state); });
-      multiply(group, states, params, index, use, from);
       const Tile tile = tile_of(params, index);
-      const PhaseBlock phases = group.template load<PhaseBlock>(params.tables + tile.phase_block * sizeof(PhaseBlock));
-      if (params.way_out != WayOut::staged) {
-        group.each_warp(states, [=, &params](Warp& warp, State& state) {
-          if (params.way_out == WayOut::pixels) {
-            PixelExit<kConfig, kOperand>::write(warp, state, params, tile, phases);
-          } else if (params.way_out == WayOut::rows) {
-            RowExit<kConfig, kOperand>::write(warp, state, params, tile, phases);
-          } else {
-            PairExit<kConfig, kOperand>::write(warp, state, params, tile);
+      group.each_warp(states, [=, &params](Warp& warp, State& state) {
+        Sums::clear(warp, state.sums);
+        if (params.way_out == WayOut::staged) return;
+        warp.lanes([&](int lane) {
+#pragma unroll
+          for (int i = 0; i < 2; ++i) {
+            state.bias[i][lane] = exit_bias<kConfig, kOperand>(
+                warp, params, tile, warp.index() % kConfig.warps_m * kMmaRows + i * 8 + lane / 4);
           }
         });
+      });
+      multiply(group, states, params, tile, course, use, from);
+      if (params.way_out != WayOut::staged) {
+        if constexpr (kStorers > 0) {
+          by_way_out(params, [&](auto exit) { hand_over<decltype(exit)>(group, states, params, slices); });
+        } else {
+          const auto phases = group.template load<PhaseBlock>(params.tables + tile.phase_block * sizeof(PhaseBlock));
+          group.each_warp(states, [=, &params](Warp& warp, State& state) {
+            by_way_out(params, [&](auto exit) {
+              write_slices<decltype(exit)>(warp, state.sums, state.bias, params, tile, phases);
+            });
+          });
+        }
         group.finish();
         continue;
       }
+      const auto phases = group.template load<PhaseBlock>(params.tables + tile.phase_block * sizeof(PhaseBlock));
       group.sync_consumers(kStagingBarrier);   // the staging takes the pipeline's place
-      group.each_warp(states,
-                      [=, &params](Warp& warp, State& state) { Output::stage(warp, state, params, tile, phases); });
+      group.each_warp(states, [=, &params](Warp& warp, State& state) {
+        Output::stage(warp, state.sums, params, tile, phases);
+      });
       group.sync_consumers(kOutputBarrier);
       group.each_warp(states, [=, &params](Warp& warp, State&) {
         Output::write(warp, params, tile, phases);
@@ -359,26 +392,124 @@ struct WarpgroupGemm {
     }
   }
 
-  template <class Executor, class States>
-  CONVT_HOST_DEVICE static void multiply(Executor& group, States& states, const GemmParams& params, std::int32_t index,
-                                         Ring<kStages>& use, Ring<kPatches>& from) {
+  // Calls it with the way out that is not staged.
+  template <class Visit>
+  CONVT_HOST_DEVICE static void by_way_out(const GemmParams& params, Visit visit) {
+    if (params.way_out == WayOut::pixels) {
+      visit(PixelExit<kConfig, kOperand>{});
+    } else if (params.way_out == WayOut::rows) {
+      visit(RowExit<kConfig, kOperand, (kStorers > 0)>{});
+    } else {
+      visit(PairExit<kConfig, kOperand>{});
+    }
+  }
+
+  CONVT_HOST_DEVICE static std::int32_t slice_of(const GemmParams& params, std::int32_t stage, std::int32_t warp) {
+    return params.shared.slices + (stage * kConfig.warps() + warp) * kExitBytes;
+  }
+
+  // Sums to those who store them, slice by slice.
+  template <class Exit, class Executor, class States>
+  CONVT_HOST_DEVICE static void hand_over(Executor& group, States& states, const GemmParams& params,
+                                          Ring<kMostSliceStages>& to) {
     using Warp = typename Executor::Warp;
-    using State = typename Sums::template State<Executor::kLanes>;
-    const Work work = work_of(group, params, index);
-    if (work.patches == 0) return;
-    ShiftGroup shifts = shifts_at(group, params, work, 0);
-    std::int32_t offset =
-        group.template load<ShiftRecord>(params.tables + params.table.shifts + shifts.first_shift * sizeof(ShiftRecord))
-            .pixel_offset;
+    const std::int32_t first = group.warpgroup() * kMostSliceStages;
+#pragma unroll
+    for (int slice = 0; slice < Exit::kSlices; ++slice) {
+      group.wait(barrier(params, kSliceEmpty, first + to.stage), to.parity ^ 1);
+      group.each_warp(states, [=, &params, stage = to.stage](Warp& warp, auto& state) {
+        Exit::turn(warp, state.sums, state.bias, params, slice_of(params, stage, warp.index()), slice);
+      });
+      group.arrive_warps(barrier(params, kSliceFull, first + to.stage));
+      to.next(params.shared.slice_stages);
+    }
+  }
+
+  // What every step-th of the warps that multiply has handed over.
+  template <class Executor>
+  CONVT_HOST_DEVICE static void store(Executor& group, const GemmParams& params, std::int32_t first, std::int32_t step) {
+    if (params.way_out == WayOut::staged || first >= kConfig.warps()) return;
+    by_way_out(params, [&](auto exit) { store_by<decltype(exit)>(group, params, first, step); });
+  }
+  template <class Exit, class Executor>
+  CONVT_HOST_DEVICE static void store_by(Executor& group, const GemmParams& params, std::int32_t first,
+                                         std::int32_t step) {
+    using Warp = typename Executor::Warp;
+    struct State {
+      typename Exit::template Places<Executor::kLanes> places;
+    };
+    typename Executor::template PerWarp<State> states;
+    Ring<kMostSliceStages> from;
+    std::int32_t of = first;
+#pragma unroll 1
+    for (std::int32_t index = group.index(); index < params.tiles;) {
+      // Found anew for every warp: kept, it would take the registers of what is stored.
+      const Tile tile = tile_of(params, index);
+      const auto phases = group.template read<PhaseBlock>(params.tables + tile.phase_block * sizeof(PhaseBlock));
+      group.each_warp(states, [=, &params](Warp& warp, State& state) {
+        Exit::find(warp, state.places, params, tile, phases, of);
+        warp.sync();
+      });
+      const std::int32_t own = of / 4 * kMostSliceStages;
+      Ring<kMostSliceStages> at = from;
+#pragma unroll 1
+      for (int slice = 0; slice < Exit::kSlices; ++slice) {
+        group.wait(barrier(params, kSliceFull, own + at.stage), at.parity);
+        group.each_warp(states, [=, &params, stage = at.stage](Warp& warp, State& state) {
+          Exit::leave(warp, state.places, params, slice_of(params, stage, of), slice, of);
+        });
+        group.arrive_warps(barrier(params, kSliceEmpty, own + at.stage));
+        at.next(params.shared.slice_stages);
+      }
+      of += step;
+      if (of < kConfig.warps()) continue;
+      of = first;
+      from = at;
+      index += group.count();
+    }
+  }
+
+  // A phase block's patches, and the first of its shift groups: kept from tile to tile.
+  struct Course {
+    std::int32_t phase_block = -1, first_group = 0, groups = 0, offset = 0;
+    ShiftGroup shifts{};
+  };
+
+  template <class Executor, class States>
+  CONVT_HOST_DEVICE static void multiply(Executor& group, States& states, const GemmParams& params, const Tile& tile,
+                                         Course& course, Ring<kStages>& use, Ring<kPatches>& from) {
+    using Warp = typename Executor::Warp;
+    using State = Kept<Executor::kLanes>;
+    const auto shifts_of = [&](std::int32_t index) {
+      return group.template load<ShiftGroup>(params.tables + params.table.groups +
+                                             (course.first_group + index) * sizeof(ShiftGroup));
+    };
+    if (tile.phase_block != course.phase_block || course.groups > 1) {
+      const auto phases = group.template load<PhaseBlock>(params.tables + tile.phase_block * sizeof(PhaseBlock));
+      course.phase_block = tile.phase_block;
+      course.first_group = phases.first_group;
+      course.groups = phases.groups;
+      if (course.groups > 0) {
+        course.shifts = shifts_of(0);
+        course.offset = group
+                            .template load<ShiftRecord>(params.tables + params.table.shifts +
+                                                        course.shifts.first_shift * sizeof(ShiftRecord))
+                            .pixel_offset;
+      }
+    }
+    const std::int32_t patches = course.groups * params.chunks;
+    if (patches == 0) return;
+    ShiftGroup& shifts = course.shifts;
+    std::int32_t offset = course.offset;
     // Of the first stage, the patch's first pixel.
     const auto begin_of = [&](const ShiftGroup& shifts) {
       const bool turned = kWayIn == WayIn::boxes && params.patch_work == PatchWork::turn;
-      return params.shared.patch + (turned ? early(params, work, shifts) * kPixel : 0);
+      return params.shared.patch + (turned ? early(params, tile, shifts) * kPixel : 0);
     };
     std::int32_t begin = begin_of(shifts);
     const int ready = kWayIn == WayIn::boxes && params.patch_work != PatchWork::none ? kPatchReady : kPatchFull;
     std::int32_t last_filter = -1, last_patch = -1;   // whose products may be under way
-    for (std::int32_t patch = 0, chunk = 0; patch < work.patches; ++patch) {
+    for (std::int32_t patch = 0, chunk = 0; patch < patches; ++patch) {
       group.wait(barrier(params, ready, from.stage), from.parity);
       const std::int32_t pixels = begin + from.stage * params.shared.patch_stage_bytes;
       const std::int32_t plane_bytes = shifts.pixels * 16;
@@ -386,28 +517,30 @@ struct WarpgroupGemm {
       for (std::int32_t shift = 0; shift < shifts.shifts; ++shift) {
         group.wait(barrier(params, kFilterFull, use.stage), use.parity);
         const std::int32_t filter = Filter::stage_offset(use.stage), first = pixels + offset * kPixel;
+        // Asked for before the products, whose reads of shared memory it would wait for.
+        const std::int32_t announced = group.announced(filter + Filter::kHeader);
         group.each_warp(states, [=, &params](Warp& warp, State& state) {
           const std::int32_t rows = filter + warp.index() % kConfig.warps_m / 4 * kGroupRows * 16;
           const std::int32_t* const runs = params.runs + warp.index() / kConfig.warps_m * 2;
           const std::int32_t left = first + runs[0] * kPixel, right = first + runs[1] * kPixel;
-          warp.begin_products(state.sum[0]);
+          warp.begin_products(state.sums.sum[0]);
 #pragma unroll
           for (int plane = 0; plane < kConfig.planes; plane += kMmaPlanes) {
             const std::int32_t a = rows + plane * kConfig.rows * 16;
             if constexpr (kWayIn == WayIn::boxes) {
-              warp.template multiply_boxes<kOperand, 0, kPixel>(state.sum[0], a, kConfig.rows * 16, left + plane * 16);
-              warp.template multiply_boxes<kOperand, 16, kPixel>(state.sum[0], a, kConfig.rows * 16,
+              warp.template multiply_boxes<kOperand, 0, kPixel>(state.sums.sum[0], a, kConfig.rows * 16, left + plane * 16);
+              warp.template multiply_boxes<kOperand, 16, kPixel>(state.sums.sum[0], a, kConfig.rows * 16,
                                                                  right + plane * 16);
             } else {
               const std::int32_t on = plane * plane_bytes;
-              warp.template multiply_group<kOperand, 0>(state.sum[0], a, kConfig.rows * 16, left + on, plane_bytes);
-              warp.template multiply_group<kOperand, 16>(state.sum[0], a, kConfig.rows * 16, right + on, plane_bytes);
+              warp.template multiply_group<kOperand, 0>(state.sums.sum[0], a, kConfig.rows * 16, left + on, plane_bytes);
+              warp.template multiply_group<kOperand, 16>(state.sums.sum[0], a, kConfig.rows * 16, right + on, plane_bytes);
             }
           }
-          warp.commit_products(state.sum[0]);
+          warp.commit_products(state.sums.sum[0]);
         });
-        offset = group.announced(filter + Filter::kHeader);
-        group.each_warp(states, [](Warp& warp, State& state) { warp.template wait_products<1>(state.sum[0]); });
+        group.each_warp(states, [](Warp& warp, State& state) { warp.template wait_products<1>(state.sums.sum[0]); });
+        offset = group.arrived(announced);
         // The step before is done.
         if (last_filter >= 0) group.arrive_warps(barrier(params, kFilterEmpty, last_filter));
         if (shift == 0 && last_patch >= 0) group.arrive_warps(barrier(params, kPatchEmpty, last_patch));
@@ -418,13 +551,13 @@ struct WarpgroupGemm {
       from.next(patch_stages(params));
       if (++chunk == params.chunks) {
         chunk = 0;
-        if (patch + 1 < work.patches) {
-          shifts = shifts_at(group, params, work, (patch + 1) / params.chunks);
+        if (patch + 1 < patches) {
+          shifts = shifts_of((patch + 1) / params.chunks);
           begin = begin_of(shifts);
         }
       }
     }
-    group.each_warp(states, [](Warp& warp, State& state) { warp.template wait_products<0>(state.sum[0]); });
+    group.each_warp(states, [](Warp& warp, State& state) { warp.template wait_products<0>(state.sums.sum[0]); });
     group.arrive_warps(barrier(params, kFilterEmpty, last_filter));
     group.arrive_warps(barrier(params, kPatchEmpty, last_patch));
   }

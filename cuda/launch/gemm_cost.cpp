@@ -36,7 +36,7 @@ std::int64_t pixel_capacity(const TileConfig& config, Operand operand, const Dev
                             bool interleaved, WayIn way) {
   const std::int64_t even = in_lines(way) ? kBoxAlignment : 1;
   const std::int64_t left = shared_capacity(device, blocks) -
-                            round_up(config.filter_stages * config.slab_bytes(operand), even) - config.lasting_bytes();
+                            round_up(config.filter_stages * config.slab_bytes(operand), even) - config.lasting_bytes(way);
   const std::int64_t pixel = config.planes * 16, rows = way == WayIn::rows ? kRowStages * 16 : 0;
   const std::int64_t pixels = left / (kPatchStages * pixel + rows + (interleaved ? 8 : 4));
   return in_lines(way) ? pixels / (even / pixel) * (even / pixel) : pixels;
@@ -101,7 +101,7 @@ GemmShape turned_shape(const GemmShape& shape, const TileConfig& config, Operand
 
 int blocks_that_fit(const TileConfig& config, Operand operand, const DeviceTraits& device) {
   int blocks = config.blocks_of(operand);
-  while (blocks > 0 && (config.staging_bytes() + config.lasting_bytes() > shared_capacity(device, blocks) ||
+  while (blocks > 0 && (config.staging_bytes() + config.lasting_bytes(WayIn::boxes) > shared_capacity(device, blocks) ||
                         pixel_capacity(config, operand, device, blocks, false) < config.pixels)) {
     --blocks;
   }
@@ -281,7 +281,7 @@ std::optional<TileWork> work_of(const GemmWork& work, const std::vector<BlockShi
                                                   staged   // while loaders wait
                : tile.way == WayOut::pixels ? config.warps() * (bytes == 2 ? 140 + 3.5 * sums : 370 + 16.7 * sums)
                : tile.way == WayOut::rows   ? config.warps() * (bytes == 2 ? 470 + 23.6 * sums : 230 + 18 * sums)
-                                            : config.warps() * (240.0 + 2 * sums);
+                                            : config.warps() * (240 + (tile.way == WayOut::pairs ? 2 : 4) * sums);
     loading += in_lines(work.way) ? working_on(work, double(block.spans.size()), pixels, units)
                                   : batches * config.warps() * (60 + (loads > 1 ? 70 : 0));
     issue += own * mma_steps * config.warps() * (filter_loads + patch_loads * (ieee ? 9 : 1) + 8) +
@@ -403,7 +403,8 @@ TileFloor::TileFloor(const GemmWork& work, const std::vector<BlockShifts>& block
     return Parts{fixed, sum(position, -1, fixed), sum(row, -1, position)};
   };
   staged = part_of(WayOut::staged);
-  own = part_of(own_way(work, block_channels));
+  const WayOut way = own_way(work, block_channels);
+  own = part_of(way == WayOut::singles ? WayOut::pairs : way);
 }
 
 TileWork TileFloor::of(const TileBox& box) const {

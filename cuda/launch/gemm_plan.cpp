@@ -151,23 +151,30 @@ std::variant<GemmPlan, std::string> build(const GemmWork& work, const GemmChoice
   }
   params.table = tables.layout;
   params.chunks = std::int32_t(ceil_div(shape.in_channels, work.config.planes * vector));
-  const auto lay_out = [&](std::int32_t patch_stages, std::int32_t row_stages) {
-    const SharedLayout layout = shared_layout(work.config, work.operand, work.way, std::max(tables.most_pixels, 1),
-                                              tables.most_phases, tables.interleaved, patch_stages, row_stages);
-    const bool least = patch_stages == kPatchStages && row_stages == kRowStages;
-    if (least || layout.bytes <= shared_capacity(work.device, work.blocks)) params.shared = layout;
+  // As many stages as are wanted, where there is room for them.
+  const auto lay_out = [&](std::int32_t patch_stages, std::int32_t row_stages, std::int32_t slice_stages) {
+    const SharedLayout layout =
+        shared_layout(work.config, work.operand, work.way, std::max(tables.most_pixels, 1), tables.most_phases,
+                      tables.interleaved, patch_stages, row_stages, slice_stages);
+    const bool fits = layout.bytes <= shared_capacity(work.device, work.blocks);
+    if (fits || params.shared.bytes == 0) params.shared = layout;
+    return fits;
   };
-  lay_out(kPatchStages, kRowStages);
+  lay_out(kPatchStages, kRowStages, 0);
   if (in_lines(work.way)) {
     plan.box = box_of(work, patch_shape(choice.box, {}));
     plan.group_channels = std::int32_t(plan.box.extent[work.way == WayIn::rows ? 3 : 0] / problem.groups);
-    if (work.way == WayIn::rows) {
-      lay_out(kPatchStages, 2 * kRowStages);
-    } else {
-      for (std::int32_t stages = kPatchStages + 1; stages <= wanted_stages(blocks, params.chunks); ++stages) {
-        lay_out(stages, kRowStages);
+    const std::int32_t patches = work.way == WayIn::rows ? kPatchStages : wanted_stages(blocks, params.chunks);
+    const std::int32_t rows = work.way == WayIn::rows ? 2 * kRowStages : kRowStages;
+    std::int32_t slices = 0;
+    const auto more_slices = [&] {
+      for (std::int32_t stages = kSliceStages + 1; work.config.storers(work.way) > 0 && stages <= kMostSliceStages; ++stages) {
+        if (lay_out(params.shared.patch_stages, work.way == WayIn::rows ? params.shared.row_stages : kRowStages, stages)) slices = stages;
       }
-    }
+    };
+    lay_out(kPatchStages, rows, slices);
+    for (std::int32_t stages = kPatchStages + 1; stages <= patches; ++stages) lay_out(stages, rows, slices);
+    more_slices();
   }
   params.in_channels = std::int32_t(shape.in_channels);
   params.out_channels = std::int32_t(shape.out_channels);

@@ -264,6 +264,7 @@ class HostGroup {
     go_on();
     return warps_[0].template load<std::int32_t>(offset);
   }
+  std::int32_t arrived(std::int32_t value) { return value; }
   void sync_consumers(int barrier) {
     if (skips(barrier)) return;
     flush();
@@ -279,6 +280,7 @@ class HostGroup {
   void finish() { go_on(); }
 
   std::int32_t worker() const { return role_ - kFirstWorker; }
+  std::int32_t warpgroup() const { return warps_.front().index() / 4; }
   static constexpr int kLoaders = 0, kFeeder = 1, kFirstWorker = 2;   // roles; those who multiply are the last
   static constexpr int kWaits = 8;   // schedules name barriers between roles from here
 
