@@ -52,7 +52,8 @@ CONVT_HOST_DEVICE float exit_bias(Warp& warp, const GemmParams& params, const Ti
   const std::int32_t channel = tile.channel_block * params.block_channels + place;
   if (place >= params.block_channels || channel >= params.out_channels) return 0;
   const std::int64_t at = std::int64_t(tile.conv_group) * params.out_channels + channel;
-  return Epilogue<kConfig, kOperand>::to_float(warp, static_cast<const char*>(params.bias) + at * params.bias_stride * operand_bytes(kOperand));
+  return Epilogue<kConfig, kOperand>::to_float(
+      warp, static_cast<const char*>(params.bias) + at * params.bias_stride * operand_bytes(kOperand));
 }
 
 // Where pairs of positions of a tile of warpgroups go: found once, for all tiles.

@@ -61,8 +61,7 @@ struct PairExit {
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
           const auto& sum = state.sum[0][slice * (kSlice / kMmaPixels) + j];
-          const Word word =
-              pack_pair<kOperand>(sum[i * 2][lane] + bias[i][lane], sum[i * 2 + 1][lane] + bias[i][lane]);
+          const Word word = pack_pair<kOperand>(sum[i * 2][lane] + bias[i][lane], sum[i * 2 + 1][lane] + bias[i][lane]);
           warp.template store<Word>(
               own + (i * 8 + lane / 4) * kPitch + (j * kMmaPixels / 2 + lane % 4) * std::int32_t(sizeof(Word)), word);
         }

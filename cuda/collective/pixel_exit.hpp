@@ -105,7 +105,8 @@ struct PixelExit {
         for (int at = 0; at < kAtATime; ++at) {
           const ExitPair exit = warp.template load<ExitPair>(exits + at * kNext);
           const Vector16 value = warp.template load<Vector16>(from + at * kTogether * kPitch);
-          if (inside(piece, exit)) store_words(warp, piece.target + exit.offset, value, piece.bytes, params.store_bytes);
+          if (inside(piece, exit))
+            store_words(warp, piece.target + exit.offset, value, piece.bytes, params.store_bytes);
         }
       }
     });

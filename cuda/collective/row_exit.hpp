@@ -86,18 +86,23 @@ struct RowExit {
   template <class Warp>
   CONVT_HOST_DEVICE static void leave(Warp& warp, const Target& target, const GemmParams& params, std::int32_t own,
                                       int slice, std::int32_t) {
+    constexpr bool kTwo = true, kEach = true;
+    const bool together = (kApart || kBytes == 2) && params.store_bytes >= 2 * kBytes;
     if (target.in_pieces) {
       leave_in_pieces(warp, params, target, own, slice);
-    } else if (kBytes == 2 && params.store_bytes == 2) {
-      leave_in_words<true, false>(warp, params, target, own, slice);
+    } else if (!together && kBytes == 2) {
+      leave_in_words<kTwo, kEach, false>(warp, params, target, own, slice);
+    } else if (!together && !(kApart && target.whole)) {
+      leave_in_words<kBytes == 2, !kEach, false>(warp, params, target, own, slice);
+    } else if (!together) {
+      leave_in_words<kBytes == 2, !kEach, kApart>(warp, params, target, own, slice);
+    } else if (!(kApart && target.whole)) {
+      leave_in_words<kTwo, !kEach, false>(warp, params, target, own, slice);
     } else {
-      if (kApart && target.whole) {
-        leave_in_words<false, true>(warp, params, target, own, slice);
-      } else {
-        leave_in_words<false, false>(warp, params, target, own, slice);
-      }
+      leave_in_words<kTwo, !kEach, kApart>(warp, params, target, own, slice);
     }
   }
+
  private:
   CONVT_HOST_DEVICE static Target target_of(const GemmParams& params, const Tile& tile, std::int32_t of) {
     const TileAxis& along = params.axes[3];
@@ -150,8 +155,8 @@ struct RowExit {
     for (int i = 0; i < 2; ++i) {
       const std::int32_t row = i * 8 + lane / 4, phase = params.order.by_units.quotient(row);
       if (phase >= params.order.phases) continue;
-      std::int32_t at = own + params.order.by_units.remainder(row, phase) * params.unit_pitch + phase * kBytes +
-                        lane % 4 * 2 * pitch;
+      std::int32_t at =
+          own + params.order.by_units.remainder(row, phase) * params.unit_pitch + phase * kBytes + lane % 4 * 2 * pitch;
 #pragma unroll
       for (int j = 0; j < kTiles; ++j) {
         const auto& sum = state.sum[0][slice * kTiles + j];
@@ -227,7 +232,7 @@ struct RowExit {
 
   // Of every step-th unit: where it goes, and what it has at an offset. Some beyond the last go nowhere.
   // So many are loaded before any is stored: of the sixteen a whole part, and as registers allow.
-  static constexpr int kPieceBatch = 4, kWordBatch = 2;
+  static constexpr int kPieceBatch = 4, kWordBatch = kApart || (kBytes == 4 && kConfig.planes < 8) ? 2 : 4;
   template <int kBatch, class Warp>
   CONVT_HOST_DEVICE static void load_units(Warp& warp, const Target& target, std::int32_t first, std::int32_t step,
                                            Unit (&to)[kBatch]) {
@@ -278,14 +283,15 @@ struct RowExit {
   // A lane has the same words of all units. Where a row begins between two words of the output, its words begin an element earlier
   // in the slice: so do all units' rows, or, `kEach`, every one has to be asked. Elements without a neighbour in their row, or in
   // the slice, leave alone.
-  template <bool kEach, bool kWhole, class Warp>
+  template <bool kTwo, bool kEach, bool kWhole, class Warp>
   CONVT_HOST_DEVICE static void leave_in_words(Warp& warp, const GemmParams& params, const Target& target,
                                                std::int32_t first_word, int slice) {
-    constexpr int kElements = 4 / kBytes;
+    using Value = std::conditional_t<kTwo, Pair<kOperand>, Element>;
+    constexpr int kElements = kTwo ? 2 : 1;
     const std::int32_t words = kSlice * params.order.phases / kElements;
     // Elements from the beginning of a word of the output.
     const auto behind_word = [](const char* place) {
-      return std::int32_t(reinterpret_cast<std::uintptr_t>(place) % 4) / kBytes;
+      return std::int32_t(reinterpret_cast<std::uintptr_t>(place) % sizeof(Value)) / kBytes;
     };
     warp.lanes([&](int lane) {
 #pragma unroll 1
@@ -303,22 +309,23 @@ struct RowExit {
 #pragma unroll 1
         for (std::int32_t first = 0; first < params.order.units; first += kWordBatch) {
           Unit to[kWordBatch];
-          std::uint32_t own[kWordBatch], earlier[kWordBatch] = {};
+          Value own[kWordBatch], earlier[kWordBatch] = {};
           load_units(warp, target, first, 1, to);
-          load_values(warp, params, first, 1, first_word + word * 4, own);
-          if (kElements == 2 && (kEach || all_back > 0)) {
-            load_values(warp, params, first, 1, first_word + (word > 0 ? word - 1 : 0) * 4, earlier);
+          load_values(warp, params, first, 1, first_word + word * std::int32_t(sizeof(Value)), own);
+          if (kTwo && (kEach || all_back > 0)) {
+            const std::int32_t before = word > 0 ? word - 1 : 0;
+            load_values(warp, params, first, 1, first_word + before * std::int32_t(sizeof(Value)), earlier);
           }
 #pragma unroll
           for (int at = 0; at < kWordBatch; ++at) {
-            if (!kWhole && !exists(run, to[at])) continue;
-            if constexpr (kElements == 1) {
-              if (here != 0) warp.template store_global<std::uint32_t>(run.place + to[at].offset, own[at]);
+            const bool there = kWhole || exists(run, to[at]);   // no branch: lanes differ
+            if constexpr (!kTwo) {
+              if (there & (here != 0)) warp.template store_global<Element>(run.place + to[at].offset, own[at]);
             } else if constexpr (kEach) {
               const Word of_one(run.place, behind_word(run.place + to[at].offset), present, is_last);
-              of_one.store(warp, to[at].offset, own[at], earlier[at]);
+              of_one.store(warp, there, to[at].offset, own[at], earlier[at]);
             } else {
-              of_all.store(warp, to[at].offset, own[at], earlier[at]);
+              of_all.store(warp, there, to[at].offset, own[at], earlier[at]);
             }
           }
         }
@@ -329,25 +336,27 @@ struct RowExit {
   // Two elements that begin `back` before a lane's, and which of those exist: of three, from the one before on.
   struct Word {
     char* place;
-    bool moved, both, one, last;
-    std::int32_t shift;   // of one that is alone, to the second
+    bool moved, both, low, high, last;
 
     CONVT_HOST_DEVICE Word(char* first, std::int32_t back, int present, int is_last)
         : moved(back > 0), last((is_last & back) != 0) {
       const int pair = present >> (1 - back) & 3;
       both = pair == 3;
-      one = pair == 1 || pair == 2;
-      shift = pair == 2 ? 16 : 0;
+      low = pair == 1;
+      high = pair == 2;
       place = first - back * kBytes;
     }
     template <class Warp>
-    CONVT_HOST_DEVICE void store(Warp& warp, std::int64_t offset, std::uint32_t own, std::uint32_t earlier) const {
-      const std::uint32_t value = moved ? earlier >> 16 | own << 16 : own;
+    CONVT_HOST_DEVICE void store(Warp& warp, bool there, std::int64_t offset, Pair<kOperand> own,
+                                 Pair<kOperand> earlier) const {
+      constexpr int kBits = 8 * kBytes;
+      const Pair<kOperand> value = moved ? earlier >> kBits | own << kBits : own;
       char* const to = place + offset;
-      if (both) warp.template store_global<std::uint32_t>(to, value);
-      if (one) warp.template store_global<Element>(to + shift / 8, Element(value >> shift));
+      if (there & both) warp.store_global_pair(to, value);
+      if (there & low) warp.template store_global<Element>(to, Element(value));
+      if (there & high) warp.template store_global<Element>(to + kBytes, Element(value >> kBits));
       // Its neighbour in the output is nobody's first.
-      if (last) warp.template store_global<Element>(to + 2 * kBytes, Element(own >> 16));
+      if (there & last) warp.template store_global<Element>(to + 2 * kBytes, Element(own >> kBits));
     }
   };
 };

@@ -1,12 +1,10 @@
 #pragma once
 
 #include "collective/filter_loader.hpp"
-#include "collective/pair_exit.hpp"
 #include "collective/patch_loader.hpp"
 #include "collective/patch_rounding.hpp"
 #include "collective/patch_turning.hpp"
-#include "collective/pixel_exit.hpp"
-#include "collective/row_exit.hpp"
+#include "collective/slice_exchange.hpp"
 
 namespace convt {
 
@@ -21,6 +19,7 @@ struct WarpgroupGemm {
   using Sums = Mma<kConfig, kOperand>;
   using Output = Epilogue<kConfig, kOperand>;
   using Exits = ExitTable<kConfig, kOperand>;
+  using Slices = SliceExchange<WarpgroupGemm>;
   static constexpr TileConfig config = kConfig;
   static constexpr Operand operand = kOperand;
   static constexpr int kStages = kConfig.filter_stages;
@@ -106,7 +105,8 @@ struct WarpgroupGemm {
 
   // Products stand in no function of their own: calls would serialise them.
   template <class Executor>
-  CONVT_HOST_DEVICE CONVT_ALWAYS_INLINE static void run(Executor& block, const GemmParams& params, const PatchCopy& copy) {
+  CONVT_HOST_DEVICE CONVT_ALWAYS_INLINE static void run(Executor& block, const GemmParams& params,
+                                                        const PatchCopy& copy) {
     block.setup(params.shared.barriers, kConfig.barriers(), [](int at) { return arrivals(at); });
     const auto loading = [&](auto& group) {
       if constexpr (kWayIn == WayIn::boxes) {
@@ -124,7 +124,7 @@ struct WarpgroupGemm {
           if (params.patch_work == PatchWork::turn) turn(group, params);
           if (kOperand == Operand::tf32 && params.patch_work == PatchWork::round) round(group, params);
         } else if (kStorers > 0) {
-          store(group, params, idle ? worker : worker - kWorkers, idle ? kWorkers + kStorers : kStorers);
+          Slices::store(group, params, idle ? worker : worker - kWorkers, idle ? kWorkers + kStorers : kStorers);
         }
       }
     };
@@ -352,25 +352,29 @@ struct WarpgroupGemm {
     for (std::int32_t index = group.index(); index < params.tiles; index += group.count()) {
       typename Executor::template PerWarp<State> states;
       const Tile tile = tile_of(params, index);
-      group.each_warp(states, [=, &params](Warp& warp, State& state) {
-        Sums::clear(warp, state.sums);
-        if (params.way_out == WayOut::staged) return;
-        warp.lanes([&](int lane) {
+      const auto find_bias = [&] {
+        group.each_warp(states, [=, &params](Warp& warp, State& state) {
+          const std::int32_t first_row = warp.index() % kConfig.warps_m * kMmaRows;
+          warp.lanes([&](int lane) {
 #pragma unroll
-          for (int i = 0; i < 2; ++i) {
-            state.bias[i][lane] = exit_bias<kConfig, kOperand>(
-                warp, params, tile, warp.index() % kConfig.warps_m * kMmaRows + i * 8 + lane / 4);
-          }
+            for (int i = 0; i < 2; ++i) {
+              state.bias[i][lane] = exit_bias<kConfig, kOperand>(warp, params, tile, first_row + i * 8 + lane / 4);
+            }
+          });
         });
-      });
+      };
+      group.each_warp(states, [](Warp& warp, State& state) { Sums::clear(warp, state.sums); });
+      // Early, unless its registers are needed for what comes behind the products.
+      if (kStorers > 0 && params.way_out != WayOut::staged) find_bias();
       multiply(group, states, params, tile, course, use, from);
+      if (kStorers == 0 && params.way_out != WayOut::staged) find_bias();
       if (params.way_out != WayOut::staged) {
         if constexpr (kStorers > 0) {
-          by_way_out(params, [&](auto exit) { hand_over<decltype(exit)>(group, states, params, slices); });
+          Slices::hand_over(group, states, params, slices);
         } else {
           const auto phases = group.template load<PhaseBlock>(params.tables + tile.phase_block * sizeof(PhaseBlock));
           group.each_warp(states, [=, &params](Warp& warp, State& state) {
-            by_way_out(params, [&](auto exit) {
+            Slices::by_way_out(params, [&](auto exit) {
               write_slices<decltype(exit)>(warp, state.sums, state.bias, params, tile, phases);
             });
           });
@@ -380,92 +384,14 @@ struct WarpgroupGemm {
       }
       const auto phases = group.template load<PhaseBlock>(params.tables + tile.phase_block * sizeof(PhaseBlock));
       group.sync_consumers(kStagingBarrier);   // the staging takes the pipeline's place
-      group.each_warp(states, [=, &params](Warp& warp, State& state) {
-        Output::stage(warp, state.sums, params, tile, phases);
-      });
+      group.each_warp(
+          states, [=, &params](Warp& warp, State& state) { Output::stage(warp, state.sums, params, tile, phases); });
       group.sync_consumers(kOutputBarrier);
       group.each_warp(states, [=, &params](Warp& warp, State&) {
         Output::write(warp, params, tile, phases);
         warp.publish();
       });
       group.arrive_warps(barrier(params, kLeft, 0));
-    }
-  }
-
-  // Calls it with the way out that is not staged.
-  template <class Visit>
-  CONVT_HOST_DEVICE static void by_way_out(const GemmParams& params, Visit visit) {
-    if (params.way_out == WayOut::pixels) {
-      visit(PixelExit<kConfig, kOperand>{});
-    } else if (params.way_out == WayOut::rows) {
-      visit(RowExit<kConfig, kOperand, (kStorers > 0)>{});
-    } else {
-      visit(PairExit<kConfig, kOperand>{});
-    }
-  }
-
-  CONVT_HOST_DEVICE static std::int32_t slice_of(const GemmParams& params, std::int32_t stage, std::int32_t warp) {
-    return params.shared.slices + (stage * kConfig.warps() + warp) * kExitBytes;
-  }
-
-  // Sums to those who store them, slice by slice.
-  template <class Exit, class Executor, class States>
-  CONVT_HOST_DEVICE static void hand_over(Executor& group, States& states, const GemmParams& params,
-                                          Ring<kMostSliceStages>& to) {
-    using Warp = typename Executor::Warp;
-    const std::int32_t first = group.warpgroup() * kMostSliceStages;
-#pragma unroll
-    for (int slice = 0; slice < Exit::kSlices; ++slice) {
-      group.wait(barrier(params, kSliceEmpty, first + to.stage), to.parity ^ 1);
-      group.each_warp(states, [=, &params, stage = to.stage](Warp& warp, auto& state) {
-        Exit::turn(warp, state.sums, state.bias, params, slice_of(params, stage, warp.index()), slice);
-      });
-      group.arrive_warps(barrier(params, kSliceFull, first + to.stage));
-      to.next(params.shared.slice_stages);
-    }
-  }
-
-  // What every step-th of the warps that multiply has handed over.
-  template <class Executor>
-  CONVT_HOST_DEVICE static void store(Executor& group, const GemmParams& params, std::int32_t first, std::int32_t step) {
-    if (params.way_out == WayOut::staged || first >= kConfig.warps()) return;
-    by_way_out(params, [&](auto exit) { store_by<decltype(exit)>(group, params, first, step); });
-  }
-  template <class Exit, class Executor>
-  CONVT_HOST_DEVICE static void store_by(Executor& group, const GemmParams& params, std::int32_t first,
-                                         std::int32_t step) {
-    using Warp = typename Executor::Warp;
-    struct State {
-      typename Exit::template Places<Executor::kLanes> places;
-    };
-    typename Executor::template PerWarp<State> states;
-    Ring<kMostSliceStages> from;
-    std::int32_t of = first;
-#pragma unroll 1
-    for (std::int32_t index = group.index(); index < params.tiles;) {
-      // Found anew for every warp: kept, it would take the registers of what is stored.
-      const Tile tile = tile_of(params, index);
-      const auto phases = group.template read<PhaseBlock>(params.tables + tile.phase_block * sizeof(PhaseBlock));
-      group.each_warp(states, [=, &params](Warp& warp, State& state) {
-        Exit::find(warp, state.places, params, tile, phases, of);
-        warp.sync();
-      });
-      const std::int32_t own = of / 4 * kMostSliceStages;
-      Ring<kMostSliceStages> at = from;
-#pragma unroll 1
-      for (int slice = 0; slice < Exit::kSlices; ++slice) {
-        group.wait(barrier(params, kSliceFull, own + at.stage), at.parity);
-        group.each_warp(states, [=, &params, stage = at.stage](Warp& warp, State& state) {
-          Exit::leave(warp, state.places, params, slice_of(params, stage, of), slice, of);
-        });
-        group.arrive_warps(barrier(params, kSliceEmpty, own + at.stage));
-        at.next(params.shared.slice_stages);
-      }
-      of += step;
-      if (of < kConfig.warps()) continue;
-      of = first;
-      from = at;
-      index += group.count();
     }
   }
 
@@ -484,17 +410,16 @@ struct WarpgroupGemm {
       return group.template load<ShiftGroup>(params.tables + params.table.groups +
                                              (course.first_group + index) * sizeof(ShiftGroup));
     };
-    if (tile.phase_block != course.phase_block || course.groups > 1) {
+    // Beside gathered patches registers are short: nothing is kept.
+    if (kWayIn == WayIn::gathered || tile.phase_block != course.phase_block || course.groups > 1) {
       const auto phases = group.template load<PhaseBlock>(params.tables + tile.phase_block * sizeof(PhaseBlock));
       course.phase_block = tile.phase_block;
       course.first_group = phases.first_group;
       course.groups = phases.groups;
       if (course.groups > 0) {
         course.shifts = shifts_of(0);
-        course.offset = group
-                            .template load<ShiftRecord>(params.tables + params.table.shifts +
-                                                        course.shifts.first_shift * sizeof(ShiftRecord))
-                            .pixel_offset;
+        const char* const first = params.tables + params.table.shifts + course.shifts.first_shift * sizeof(ShiftRecord);
+        course.offset = group.template load<ShiftRecord>(first).pixel_offset;
       }
     }
     const std::int32_t patches = course.groups * params.chunks;
@@ -528,13 +453,16 @@ struct WarpgroupGemm {
           for (int plane = 0; plane < kConfig.planes; plane += kMmaPlanes) {
             const std::int32_t a = rows + plane * kConfig.rows * 16;
             if constexpr (kWayIn == WayIn::boxes) {
-              warp.template multiply_boxes<kOperand, 0, kPixel>(state.sums.sum[0], a, kConfig.rows * 16, left + plane * 16);
+              warp.template multiply_boxes<kOperand, 0, kPixel>(state.sums.sum[0], a, kConfig.rows * 16,
+                                                                left + plane * 16);
               warp.template multiply_boxes<kOperand, 16, kPixel>(state.sums.sum[0], a, kConfig.rows * 16,
                                                                  right + plane * 16);
             } else {
               const std::int32_t on = plane * plane_bytes;
-              warp.template multiply_group<kOperand, 0>(state.sums.sum[0], a, kConfig.rows * 16, left + on, plane_bytes);
-              warp.template multiply_group<kOperand, 16>(state.sums.sum[0], a, kConfig.rows * 16, right + on, plane_bytes);
+              warp.template multiply_group<kOperand, 0>(state.sums.sum[0], a, kConfig.rows * 16, left + on,
+                                                        plane_bytes);
+              warp.template multiply_group<kOperand, 16>(state.sums.sum[0], a, kConfig.rows * 16, right + on,
+                                                         plane_bytes);
             }
           }
           warp.commit_products(state.sums.sum[0]);

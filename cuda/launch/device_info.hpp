@@ -16,7 +16,7 @@ struct DeviceInfo {
   std::int64_t shared_per_block;           // bytes, with the opt-in
   std::int64_t shared_per_multiprocessor;
   std::int64_t l2_bytes;
-  double clock_ghz;                        // boost
+  double clock_ghz;                        // under load
   double memory_gbs;                       // what a copy reaches: about 0.9 of the interface
 };
 

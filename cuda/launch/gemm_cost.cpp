@@ -36,7 +36,8 @@ std::int64_t pixel_capacity(const TileConfig& config, Operand operand, const Dev
                             bool interleaved, WayIn way) {
   const std::int64_t even = in_lines(way) ? kBoxAlignment : 1;
   const std::int64_t left = shared_capacity(device, blocks) -
-                            round_up(config.filter_stages * config.slab_bytes(operand), even) - config.lasting_bytes(way);
+                            round_up(config.filter_stages * config.slab_bytes(operand), even) -
+                            config.lasting_bytes(way);
   const std::int64_t pixel = config.planes * 16, rows = way == WayIn::rows ? kRowStages * 16 : 0;
   const std::int64_t pixels = left / (kPatchStages * pixel + rows + (interleaved ? 8 : 4));
   return in_lines(way) ? pixels / (even / pixel) * (even / pixel) : pixels;
@@ -126,6 +127,26 @@ struct Sides {
 constexpr Sides kWarpgroups{0.68, 1.31, 840, 5.04, 4450, 0.185, 1.81, 0.87, 0.1, 22};
 // The same where patches are tensor copies: nobody loads, but float32 is rounded.
 constexpr Sides kBoxes{0.85, 1.1, 4080, 1, 507, 0.23, 1.07, 0.5, 0.29, 15.5};
+// And where warps of their own store: a third side. Those who multiply hand a tile over, which is what `leaving` counts then.
+constexpr Sides kApart{0.87, 1, 2810, 1, 507, 0.23, 1.07, 0.5, 0.15, 15.5};
+
+// Cycles of a tile that is handed over, and of its storing by eight warps; of 16 bits and of float32.
+struct Handing {
+  double leaving, storing;
+};
+Handing handing(WayOut way, int bytes) {
+  const bool half = bytes == 2;
+  switch (way) {
+    case WayOut::pixels:
+      return half ? Handing{0, 2540} : Handing{5040, 1730};
+    case WayOut::rows:
+      return half ? Handing{3420, 5840} : Handing{2760, 11000};
+    case WayOut::pairs:
+      return half ? Handing{0, 1500} : Handing{2160, 3540};
+    default:
+      return half ? Handing{3390, 510} : Handing{4210, 4120};
+  }
+}
 
 // Bytes through L2 for those that a row of a patch has. Rows that start anywhere take a sector more than they fill; pixels of one
 // phase among several lie apart.
@@ -244,7 +265,7 @@ std::optional<TileWork> work_of(const GemmWork& work, const std::vector<BlockShi
   const double vectors = std::ceil(double(shape.in_channels) / vector);
   const bool grouped = config.grouped(), ieee = work.operand == Operand::ieee;
 
-  double mma = 0, shared = 0, issue = 0, l2 = 0, steps = 0, loading = 0, leaving = 0;
+  double mma = 0, shared = 0, issue = 0, l2 = 0, steps = 0, loading = 0, leaving = 0, storing = 0;
   const double filter_loads = config.warp_rows() / kMmaRows * filter_copies(work.operand);
   const double patch_loads = config.warp_pixels() / 16.0;
   const double loads = shape.gathers_along_channels() ? 1 : vector;    // instructions per 16 bytes
@@ -275,13 +296,20 @@ std::optional<TileWork> work_of(const GemmWork& work, const std::vector<BlockShi
     const double pieces = outputs * bytes / 16 + rows * (shape.output[1] == 1 ? 0 : 4);
     const double sums = config.warp_rows() * config.warp_pixels() / 32.0;
     const double staged = pieces / 32 * (whole ? 40 : 120) + config.warps() * 400.0;
-    leaving += tile.way == WayOut::staged   ? (!grouped     ? 1
-                                               : bytes == 2 ? 6.7
-                                                            : 3.1) *
-                                                  staged   // while loaders wait
-               : tile.way == WayOut::pixels ? config.warps() * (bytes == 2 ? 140 + 3.5 * sums : 370 + 16.7 * sums)
-               : tile.way == WayOut::rows   ? config.warps() * (bytes == 2 ? 470 + 23.6 * sums : 230 + 18 * sums)
-                                            : config.warps() * (240 + (tile.way == WayOut::pairs ? 2 : 4) * sums);
+    if (config.storers(work.way) > 0 && tile.way != WayOut::staged) {
+      const Handing apart = handing(tile.way, bytes);
+      leaving += 4 * apart.leaving;
+      storing +=
+          4 * apart.storing * (work.patch_work() == PatchWork::none ? 1 : 2);   // else half of them have other work
+    } else {
+      leaving += tile.way == WayOut::staged   ? (!grouped     ? 1
+                                                 : bytes == 2 ? 6.7
+                                                              : 3.1) *
+                                                    staged   // while loaders wait
+                 : tile.way == WayOut::pixels ? config.warps() * (bytes == 2 ? 140 + 3.5 * sums : 370 + 16.7 * sums)
+                 : tile.way == WayOut::rows   ? config.warps() * (bytes == 2 ? 470 + 23.6 * sums : 230 + 18 * sums)
+                                              : config.warps() * (240 + (tile.way == WayOut::pairs ? 2 : 4) * sums);
+    }
     loading += in_lines(work.way) ? working_on(work, double(block.spans.size()), pixels, units)
                                   : batches * config.warps() * (60 + (loads > 1 ? 70 : 0));
     issue += own * mma_steps * config.warps() * (filter_loads + patch_loads * (ieee ? 9 : 1) + 8) +
@@ -293,13 +321,14 @@ std::optional<TileWork> work_of(const GemmWork& work, const std::vector<BlockShi
   }
   const double aside = loading + leaving + double(blocks.size()) * config.warps() * 600.0;
   issue += mma * (ieee ? 7 : 1) + aside;
-  return TileWork{mma, shared, issue, l2, steps, loading, leaving, aside};
+  return TileWork{mma, shared, issue, l2, steps, loading, leaving, aside, storing};
 }
 
 constexpr double kRounding = 1 - 1e-9;   // of sums in another order
 
-constexpr double TileWork::* kParts[] = {&TileWork::mma,   &TileWork::shared,  &TileWork::issue,   &TileWork::l2,
-                                         &TileWork::steps, &TileWork::loading, &TileWork::leaving, &TileWork::aside};
+constexpr double TileWork::* kParts[] = {&TileWork::mma,     &TileWork::shared, &TileWork::issue,
+                                         &TileWork::l2,      &TileWork::steps,  &TileWork::loading,
+                                         &TileWork::leaving, &TileWork::aside,  &TileWork::storing};
 
 // work + by * more, part by part.
 TileWork sum(TileWork work, double by, const TileWork& more) {
@@ -348,12 +377,12 @@ GemmCost cost_in(const GemmWork& work, const TileWork& tile, const TileWork& fir
   cost.memory = (work.bytes + 2 * partial) / device.memory_gbs * 1e-3;
   const double resident = std::min<double>(work.blocks, per_sm);
   if (grouped) {
-    const Sides& sides = in_lines(work.way) ? kBoxes : kWarpgroups;
+    const Sides& sides = !in_lines(work.way) ? kWarpgroups : config.storers(work.way) > 0 ? kApart : kBoxes;
     const auto in = [&](const TileWork& of) { return sides.loading * of.loading / 4 * share; };
     const auto out = [&](const TileWork& of) { return sides.leaving * of.leaving / 4 * share; };
     const double visit = per_sm / resident * cycle;
     cost.tensor = sides.products * cost.tensor + out(tile) + sides.multiplied_tile * visit;
-    cost.issue = in(tile) + sides.loaded_tile * visit;
+    cost.issue = std::hypot(in(tile) + sides.loaded_tile * visit, tile.storing / 4 * share);
     cost.shared *= sides.shared;
     cost.l2 *= sides.l2;
     cost.memory *= sides.memory;

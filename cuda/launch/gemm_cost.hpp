@@ -74,6 +74,7 @@ std::int32_t aligned_bytes(const GemmShape& shape, std::int32_t element_bytes);
 struct TileWork {
   double mma = 0, shared = 0, issue = 0, l2 = 0, steps = 0;
   double loading = 0, leaving = 0, aside = 0;   // of warp instructions
+  double storing = 0;                           // the same, by warps that do nothing else
 };
 // Nothing when a patch does not fit.
 std::optional<TileWork> work_of_tile(const GemmWork& work, const std::vector<BlockShifts>& blocks, const TileBox& box,

@@ -168,8 +168,11 @@ std::variant<GemmPlan, std::string> build(const GemmWork& work, const GemmChoice
     const std::int32_t rows = work.way == WayIn::rows ? 2 * kRowStages : kRowStages;
     std::int32_t slices = 0;
     const auto more_slices = [&] {
-      for (std::int32_t stages = kSliceStages + 1; work.config.storers(work.way) > 0 && stages <= kMostSliceStages; ++stages) {
-        if (lay_out(params.shared.patch_stages, work.way == WayIn::rows ? params.shared.row_stages : kRowStages, stages)) slices = stages;
+      for (std::int32_t stages = kSliceStages + 1; work.config.storers(work.way) > 0 && stages <= kMostSliceStages;
+           ++stages) {
+        if (lay_out(params.shared.patch_stages, work.way == WayIn::rows ? params.shared.row_stages : kRowStages,
+                    stages))
+          slices = stages;
       }
     };
     lay_out(kPatchStages, rows, slices);

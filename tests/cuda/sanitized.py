@@ -16,11 +16,13 @@ import torch
 
 import convt
 from adversarial import ADVERSARIAL, FORCED, FUNCTIONS, channels_last, is_hoppers
-from convt.plan import forced_kernel
+from convt.plan import OPERATORS, forced_kernel
+from test_patch_copies import check
 
 NAMES = ("2d-k4s2p1", "2d-17-1", "3d-odd", "2d-groups-of-8", "2d-depthwise-37", "2d-one-output", "1d-gcd")
 NARROW = ("2d-depthwise-k16", "2d-5-3")  # vectors of channels that reach beyond a tile's last row
 SPLIT = ("2d-600",)
+WAYS_IN = ("2d-column", "1d-output-padding")  # by each of Hopper's ways in
 PRECISIONS = ((torch.float32, "ieee"), (torch.float32, "tf32"), (torch.bfloat16, "ieee"), (torch.float64, "ieee"))
 
 
@@ -66,6 +68,9 @@ def main(amount: str) -> None:
                 except ValueError:
                     output = FUNCTIONS[case.rank](operand.cpu(), weight.cpu(), bias.cpu(), **case.keywords).cuda()
                 done += gradients(case, operand, weight, channels_last(output) if last else output, last)
+    if amount == "all" and torch.cuda.get_device_capability() == (9, 0):
+        by_name = {case.name: case for case in ADVERSARIAL}
+        done += sum(len(check(by_name[name], operator, "cuda")) for name in WAYS_IN for operator in OPERATORS[:2])
     torch.cuda.synchronize()
     print(f"{done} calls")
 
