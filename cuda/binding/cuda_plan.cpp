@@ -63,6 +63,8 @@ DeviceTraits traits_of(const std::optional<nb::dict>& device) {
   read("shared_per_multiprocessor", traits.shared_per_multiprocessor);
   read("l2_bytes", traits.l2_bytes);
   read("clock_ghz", traits.clock_ghz);
+  if (device->contains("clock_ghz")) traits.product_clock_ghz = traits.clock_ghz;
+  read("product_clock_ghz", traits.product_clock_ghz);
   read("memory_gbs", traits.memory_gbs);
   read("outputs_together", traits.outputs_together);
   read("tensor_copies", traits.tensor_copies);

@@ -24,6 +24,7 @@ void bind_device(nb::module_& module) {
           entry["shared_per_multiprocessor"] = device.shared_per_multiprocessor;
           entry["l2_bytes"] = device.l2_bytes;
           entry["clock_ghz"] = device.clock_ghz;
+          entry["product_clock_ghz"] = device.product_clock_ghz;
           entry["memory_gbs"] = device.memory_gbs;
           devices.append(entry);
         }

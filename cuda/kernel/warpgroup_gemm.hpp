@@ -124,7 +124,8 @@ struct WarpgroupGemm {
           if (params.patch_work == PatchWork::turn) turn(group, params);
           if (kOperand == Operand::tf32 && params.patch_work == PatchWork::round) round(group, params);
         } else if (kStorers > 0) {
-          Slices::store(group, params, idle ? worker : worker - kWorkers, idle ? kWorkers + kStorers : kStorers);
+          constexpr std::int32_t all = kWorkers + kStorers;
+          Slices::store(group, params, all - 1 - worker, idle ? all : kStorers);
         }
       }
     };

@@ -16,7 +16,8 @@ struct DeviceInfo {
   std::int64_t shared_per_block;           // bytes, with the opt-in
   std::int64_t shared_per_multiprocessor;
   std::int64_t l2_bytes;
-  double clock_ghz;                        // under load
+  double clock_ghz;                        // boost
+  double product_clock_ghz;                // what is left of it while tensor cores multiply
   double memory_gbs;                       // what a copy reaches: about 0.9 of the interface
 };
 

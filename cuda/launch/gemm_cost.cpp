@@ -364,7 +364,7 @@ GemmCost cost_in(const GemmWork& work, const TileWork& tile, const TileWork& fir
   // Of a quarter multiprocessor, one mma.sync, or as much of a wgmma.
   const double mma_cycles = grouped ? 4.6 : device.capability >= 90 ? 6.3 : 8.0;
   constexpr double l2_bytes_per_cycle = 40;
-  const double cycle = 1e-3 / device.clock_ghz, each = launch.each();
+  const double cycle = 1e-3 / device.product_clock_ghz, each = launch.each();
   const double share = per_sm / each * cycle;
   const double partial = launch.splits > 1 ? launch.tiles * each * config.rows * config.pixels * 4 : 0;
   GemmCost cost;

@@ -37,7 +37,8 @@ struct DeviceTraits {
   std::int64_t l2_bytes = 50 << 20;
   int outputs_together = 0;  // neighbours along an axis, as phases of forward or grad_input: 0 as many as pay
   int tensor_copies = 1;  // 0 never, 1 where they pay, wherever they can be: 2 of turned tensors, 3 of rows
-  double clock_ghz = 1.755;  // under load
+  double clock_ghz = 1.755;  // under load; of a GPU that is there, its boost
+  double product_clock_ghz = 1.755;  // while tensor cores multiply
   double memory_gbs = 4300;  // copy, bytes read plus written
 };
 

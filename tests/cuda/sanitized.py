@@ -13,11 +13,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
+from test_patch_copies import check
 
 import convt
 from adversarial import ADVERSARIAL, FORCED, FUNCTIONS, channels_last, is_hoppers
 from convt.plan import OPERATORS, forced_kernel
-from test_patch_copies import check
 
 NAMES = ("2d-k4s2p1", "2d-17-1", "3d-odd", "2d-groups-of-8", "2d-depthwise-37", "2d-one-output", "1d-gcd")
 NARROW = ("2d-depthwise-k16", "2d-5-3")  # vectors of channels that reach beyond a tile's last row

@@ -58,9 +58,14 @@ AMONG_ROLES = {
     "PatchEmpty": "the products that read a patch from the stores that take its place",
     "PatchReady": "the rounding of a patch, or its turning, from the products that read it",
     "RowsEmpty": "the turning of rows from the copy that takes their place",
+    "SliceFull": "the sums of a slice from the stores of those who fetch them there",
+    "SliceEmpty": "the stores of a slice from the sums that take its place",
     "Left": "the staged output of a tile from patches and slabs of the next one",
 }
-PATCH_STAGES, MOST_PATCH_STAGES = 2, 4  # kPatchStages and kMostPatchStages of cuda/config/tile_config.hpp
+PATCH_STAGES, MOST_STAGES = 2, 4  # kPatchStages, kMostPatchStages and kMostSliceStages of cuda/config/tile_config.hpp
+
+
+MOST = "kMostPatchStages", "kMostSliceStages"
 
 
 def barriers(kernel: str = "implicit_gemm") -> dict[str, int]:
@@ -69,19 +74,22 @@ def barriers(kernel: str = "implicit_gemm") -> dict[str, int]:
     return {name: int(value) for name, value in re.findall(r"\bk(\w+?)Barrier = (\d+);", text)}
 
 
-def waits(config: str, patch_stages: int = PATCH_STAGES) -> dict[str, tuple[int, ...]]:
-    """Numbers of the barriers between roles by name: of the first stage, and of the last."""
+def waits(config: str, stages_of_patches: int = PATCH_STAGES) -> dict[str, tuple[int, ...]]:
+    """Numbers of the barriers between roles by name: of the first stage, and of the last (of the first warpgroup)."""
+    groups = int(re.search(r"g(\d+)$", config)[1])
     lines = re.findall(r"^CONVT_CONFIG\((.*)\)$", (KERNELS.parent / "config" / "configs.def").read_text(), re.MULTILINE)
     stages = int(lines[CONFIGS.index(config)].split(",")[5])
     text = (KERNELS / "warpgroup_gemm.hpp").read_text()
     (declared,) = re.findall(r"static constexpr int (kFilterFull = .*?);", text, re.DOTALL)
     first: dict[str, int] = {}
     for name, value in re.findall(r"(\w+) = ([^,]+)", declared):
-        first[name] = eval(value, {"kStages": stages, "kMostPatchStages": MOST_PATCH_STAGES}, first)
+        value = value.replace("kConfig.groups()", str(groups))
+        first[name] = eval(value, {"kStages": stages} | dict.fromkeys(MOST, MOST_STAGES), first)
     of_roles = int(re.search(r"kWaits = (\d+);", (KERNELS.parent / "simulator" / "warpgroup_block.hpp").read_text())[1])
-    last = {"Filter": stages - 1, "Patch": patch_stages - 1, "Rows": patch_stages - 1}
+    of_patches = stages_of_patches - 1
+    last = {"Filter": stages - 1, "Patch": of_patches, "Rows": of_patches, "Slice": of_patches}
     return {
-        name[1:]: tuple(of_roles + at + more for more in {0, last.get(re.match(r"k(Filter|Patch|Rows|)", name)[1], 0)})
+        name[1:]: tuple(of_roles + at + more for more in {0, last.get(re.match(r"k([A-Z][a-z]+)", name)[1], 0)})
         for name, at in first.items()
     }
 
@@ -94,7 +102,7 @@ def test_every_barrier_has_its_test():
         of_roles = waits(config)
         assert set(of_roles) == set(AMONG_ROLES)
         own = [number for every in of_roles.values() for number in every]
-        assert len(set(own)) == len(own) == 2 * 6 + 1 and not {*own} & {*grouped.values()}
+        assert len(set(own)) == len(own) == 2 * 8 + 1 and not {*own} & {*grouped.values()}
 
 
 def differs(call: Call, kept, schedule: tuple[int, bool], barrier: int) -> bool:
@@ -127,7 +135,16 @@ def test_without_a_barrier(config, operand, barrier):
 # copies that are rounded there, or turned.
 WAYS_IN = {"gathered": {"tensor_copies": 0}, "turned": {"tensor_copies": 2}, "rows": {"tensor_copies": 3}, "boxes": {}}
 # Of some barriers, the only ways that wait for them.
-OF_WAYS = {"PatchReady": ("boxes", "rows"), "RowsEmpty": ("rows",)}
+IN_LINES = ("turned", "rows", "boxes")
+OF_WAYS = {"PatchReady": ("boxes", "rows"), "RowsEmpty": ("rows",), "SliceFull": IN_LINES, "SliceEmpty": IN_LINES}
+# Where a thread block has a multiprocessor to itself, warps of their own store.
+AWAITED = [
+    (config, name, way)
+    for config in GROUPED
+    for name in AMONG_ROLES
+    for way in OF_WAYS.get(name, WAYS_IN)
+    if config.endswith("g2") or not name.startswith("Slice")
+]
 
 
 def several_tiles(
@@ -166,11 +183,7 @@ def test_without_a_barrier_among_warpgroups(config, name):
     assert shows(call, barriers("warpgroup_gemm")[name]), f"not needed: {AMONG_WARPGROUPS[name]}"
 
 
-@pytest.mark.parametrize(
-    ("name", "way"),
-    [(name, way) for name in AMONG_ROLES for way in OF_WAYS.get(name, WAYS_IN)],
-)
-@pytest.mark.parametrize("config", GROUPED)
+@pytest.mark.parametrize(("config", "name", "way"), AWAITED)
 def test_without_waiting_for_another_role(config, name, way):
     operand = "tf32" if way == "boxes" else turn(config, name)
     # What comes next in a stage may be the same, or may be late anyhow: other problems show it. Patches of few steps
@@ -178,7 +191,8 @@ def test_without_waiting_for_another_role(config, name, way):
     sizes = ((3, 5), (5, 2), (3, 7), (5, 4), (9, 1), (7, 2), (4, 3), (6, 1), (5, 9), (7, 5))
     calls = [several_tiles(config, operand, name == "Left", *size, way) for size in sizes]
     kind = "row_stages" if name == "RowsEmpty" or (way, name) == ("rows", "PatchFull") else "patch_stages"
-    staged = name.startswith(("Patch", "Rows"))
+    kind = "slice_stages" if name.startswith("Slice") else kind
+    staged = name.startswith(("Patch", "Rows", "Slice"))
     for stages in {call.told[kind] for call in calls} if staged else {PATCH_STAGES}:
         for number in waits(config, stages)[name]:
             of_stages = (call for call in calls if not staged or call.told[kind] == stages)
