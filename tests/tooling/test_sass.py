@@ -328,8 +328,8 @@ def test_warpgroups_share_out_registers(warpgroup_gemms):
         function, boxes = gemm.function, way_in(gemm)
         shares = [line for line in function.grouped if line.startswith("USETMAXREG")]
         multiplying = 32 * gemm.config["warps_m"] * gemm.config["warps_n"]
-        # Two warps work on boxes, or six where a thread block has a multiprocessor to itself.
-        beside = multiplying if not boxes else 256 if gemm.config["blocks"] == 1 else 128
+        # Two warps work on boxes, or six where a thread block has a multiprocessor to itself, and four more store.
+        beside = multiplying if not boxes else 384 if gemm.config["blocks"] == 1 else 128
         loaders = of_boxes if boxes else gathering
         launched = REGISTERS // gemm.config["blocks"] // (multiplying + beside) // 8 * 8
         consumers = (launched * (multiplying + beside) - beside * loaders) // multiplying // 8 * 8
