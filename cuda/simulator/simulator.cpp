@@ -47,8 +47,8 @@ void run_warpgroups(const GemmPlan& plan, const GemmLaunch& launch, const Schedu
     std::memcpy(copy.bytes, &box, sizeof(box));
     each_block(plan.grid, schedule, [&](std::int32_t index) {
       WarpgroupBlock block(index, std::int32_t(plan.grid), kConfig.groups(), Kernel::kLoading / 32 - 1,
-                           Kernel::kWorkers + Kernel::kStorers, input_of(plan, params, operand_bytes(kOperand)), params.shared.bytes,
-                           schedule, counters);
+                           Kernel::kWorkers + Kernel::kStorers, input_of(plan, params, operand_bytes(kOperand)),
+                           params.shared.bytes, schedule, counters);
       Kernel::run(block, params, copy);
     });
   }
