@@ -47,7 +47,7 @@ void run_warpgroups(const GemmPlan& plan, const GemmLaunch& launch, const Schedu
     std::memcpy(copy.bytes, &box, sizeof(box));
     each_block(plan.grid, schedule, [&](std::int32_t index) {
       WarpgroupBlock block(index, std::int32_t(plan.grid), kConfig.groups(), Kernel::kLoading / 32 - 1,
-                           Kernel::kWorkers + Kernel::kStorers, input_of(plan, params, operand_bytes(kOperand)),
+                           Kernel::kWorkers, Kernel::kStorers, input_of(plan, params, operand_bytes(kOperand)),
                            params.shared.bytes, schedule, counters);
       Kernel::run(block, params, copy);
     });
@@ -123,7 +123,7 @@ using RunOuter = void (*)(const OuterPlan&, const OuterParams&, const Schedule&,
 template <OuterConfig kConfig, Operand kOperand, Innermost kInner>
 void run_outer_blocks(const OuterPlan& plan, const OuterParams& params, const Schedule& schedule, Counters& counters) {
   each_block(plan.grid, schedule, [&](std::int32_t index) {
-    WarpgroupBlock block(index, std::int32_t(plan.grid), kConfig.groups, kConfig.loaders() / 32, 0, {},
+    WarpgroupBlock block(index, std::int32_t(plan.grid), kConfig.groups, kConfig.loaders() / 32, 0, 0, {},
                          params.shared.bytes, schedule, counters);
     OuterGemm<kConfig, kOperand, kInner>::run(block, params, params.tables ? params.tables : plan.tables.data());
   });

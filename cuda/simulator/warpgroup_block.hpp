@@ -16,7 +16,7 @@
 // Plays a warp-specialised thread block on the host: its roles (loaders, feeder, each warp that works on patches, each warpgroup that
 // multiplies) run in turns, one at a time. One goes on until it waits for a round that is not complete; then it is the next one's turn.
 // Warps of a role wait each for itself: in order 2 the last one does nothing until nobody can go on without it, and so does the last of
-// those who work on patches. When all wait, the kernel would hang.
+// those who work on patches, or with late copies, of those who store. When all wait, the kernel would hang.
 namespace convt::simulator {
 
 // Barriers that count arrivals, and whose turn it is.
@@ -354,20 +354,22 @@ class HostGroup {
   std::vector<std::vector<Work>> queues_;
 };
 
-// `groups` warpgroups multiply, `loading` warps load, and in some kernels one more feeds and `workers` work.
+// `groups` warpgroups multiply, `loading` warps load, and in some kernels one more feeds, some work on patches and others store.
 class WarpgroupBlock {
  public:
-  WarpgroupBlock(std::int32_t index, std::int32_t count, int groups, int loading, int workers, const InputMemory& input,
-                 std::int64_t shared_bytes, const Schedule& schedule, Counters& counters)
+  WarpgroupBlock(std::int32_t index, std::int32_t count, int groups, int loading, int on_patches, int storers,
+                 const InputMemory& input, std::int64_t shared_bytes, const Schedule& schedule, Counters& counters)
       : groups_(groups),
         loading_(loading),
-        workers_(workers),
+        workers_(on_patches + storers),
         block_{index,
                count,
                input,
                {std::vector<char>(shared_bytes, char(0xff)), schedule, &counters},   // NaN in every type
                RoundBarriers(first_multiplying() + groups, schedule.order == 1,
-                             schedule.order == 2 && workers > 0 ? first_multiplying() - 1 : -1)} {}
+                             schedule.order == 2 && workers_ > 0
+                                 ? HostGroup::kFirstWorker + (schedule.late_copies ? workers_ : on_patches) - 1
+                                 : -1)} {}
 
   template <class Arrivals>
   void setup(std::int32_t barriers, int count, Arrivals arrivals) {
