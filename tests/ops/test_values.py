@@ -165,6 +165,35 @@ def test_frozen_tensors_cost_nothing(backend, monkeypatch):
         assert ran == expected
 
 
+@pytest.mark.parametrize("layout", (torch.Tensor.contiguous, channels_last), ids=("contiguous", "channels_last"))
+@pytest.mark.parametrize("extent", (1, 9))
+def test_atens_weight_gradient_is_told_of_a_weight_without_its_memory(monkeypatch, layout, extent):
+    """Of the weight ATen reads sizes and strides: memory of its size would count in the peak of a training step."""
+    from convt import operators
+
+    told = []
+
+    def spy(grad_output, input, weight, *rest):
+        operands = {tensor.untyped_storage().data_ptr() for tensor in (grad_output, input)}
+        told.append((weight.shape, weight.stride(), weight.untyped_storage().data_ptr() in operands))
+        return real(grad_output, input, weight, *rest)
+
+    real = operators._convolution_backward
+    monkeypatch.setattr(operators, "_convolution_backward", spy)
+    problem = case("", (2, 6, extent, extent), (6, 4, 3, 3), stride=2)
+    input, weight, bias = problem.tensors(torch.float32)
+    leaf = layout(weight).requires_grad_()
+    with convt.backend("aten"):
+        output = convt.conv_transpose2d(layout(input), leaf, bias, **problem.keywords)
+        grad_output = torch.randn_like(output)
+        (actual,) = torch.autograd.grad(output, leaf, grad_output)
+    doubles = weight.double().requires_grad_()
+    wide = conv_transpose(input.double(), doubles, bias.double(), **problem.keywords)
+    (expected,) = torch.autograd.grad(wide, doubles, grad_output.double())
+    assert told == [(weight.shape, leaf.stride(), extent == 9)]  # operands of one pixel are smaller than the weight
+    torch.testing.assert_close(actual, expected.float())
+
+
 @pytest.mark.parametrize("name", ("aten", "auto", "native"))
 @pytest.mark.parametrize(
     "problem",
