@@ -26,7 +26,7 @@ struct PatchBox {
 // What a kernel is told of it: on a GPU, the copy engine's own description (a CUtensorMap); on a host, where that PatchBox is.
 struct alignas(64) PatchCopy {
   unsigned char bytes[128];
-  std::int32_t group_channels;   // from one conv group to the next
+  std::int32_t group_channels, group_images;   // from one conv group to the next
 };
 
 }  // namespace convt

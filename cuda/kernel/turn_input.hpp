@@ -15,7 +15,8 @@ namespace convt {
 //   singly: one by one, wherever they are.
 enum class TurnFrom : std::int32_t { pixels, channels, singly };
 
-// What a tensor that no copy can take boxes of is turned to first: [image][pixel][group][channel], float32 rounded to the nearest TF32.
+// What a tensor that no copy can take boxes of is turned to first: [group][image][pixel][channel], float32 rounded to the nearest TF32.
+// A copy of a group's channels finds none of the next group's behind them: what it spans beyond them is zero.
 struct TurnParams {
   const void* source;
   void* target;                     // aligned to 16 bytes
@@ -91,7 +92,7 @@ struct TurnInput {
   static CONVT_HOST_DEVICE void store(const TurnParams& params, std::int32_t index, int thread,
                                       const std::uint32_t* shared) {
     const Tile tile = tile_at(params, index);
-    const std::int32_t width = params.groups * params.pitch;
+    const std::int64_t all_pixels = params.images * params.pixels;
     Vector16 vector[kRounds];
 #pragma unroll
     for (int round = 0; round < kRounds; ++round) {
@@ -110,12 +111,14 @@ struct TurnInput {
     for (int round = 0; round < kRounds; ++round) {
       const Place at = place(params, round * kThreads + thread);
       const std::int32_t channel = tile.channel + at.vector * kVector;
-      if (tile.pixel + at.pixel >= params.pixels || channel >= width) continue;
+      const std::int32_t group = params.by_pitch.quotient(channel);
+      if (tile.pixel + at.pixel >= params.pixels || group >= params.groups) continue;
       if constexpr (is_float32(kOperand)) {
 #pragma unroll
         for (std::uint32_t& word : vector[round].word) word = nearest_tf32_operand(word);
       }
-      const std::int64_t to = (tile.image * params.pixels + tile.pixel + at.pixel) * width + channel;
+      const std::int64_t pixel = group * all_pixels + tile.image * params.pixels + tile.pixel + at.pixel;
+      const std::int64_t to = pixel * params.pitch + params.by_pitch.remainder(channel, group);
       *reinterpret_cast<Vector16*>(static_cast<Element*>(params.target) + to) = vector[round];
     }
   }

@@ -214,7 +214,7 @@ struct WarpgroupGemm {
     Ring<1> left;
     for (std::int32_t index = group.index(); index < params.tiles; index += group.count()) {
       const Work work = work_of(group, params, index);
-      const std::int32_t image = std::int32_t(work.tile.q[0]);
+      const std::int32_t image = std::int32_t(work.tile.q[0]) + work.tile.conv_group * copy.group_images;
       std::int32_t pixels[kAxes], bytes = 0;   // the first along D, H and W
 #pragma unroll 1
       for (std::int32_t patch = 0, chunk = 0; patch < work.patches; ++patch) {

@@ -75,7 +75,7 @@ bool comes(WayIn way, const GemmShape& shape, const TileConfig& config, Operand 
   if (way == WayIn::gathered) return true;
   if (!config.has(operand, way)) return false;
   if (way == WayIn::turned) {
-    return can_turn(turn_shape(shape, config, operand)) && is_copied(turned_shape(shape, config, operand), operand);
+    return can_turn(turn_shape(shape, operand)) && is_copied(turned_shape(shape, operand), operand);
   }
   const int vector = operand_vector(operand);
   // Channels beyond the tensor's are 0; those of another group are not.
@@ -85,18 +85,16 @@ bool comes(WayIn way, const GemmShape& shape, const TileConfig& config, Operand 
   return own && fits && is_copied(shape, operand);
 }
 
-TurnShape turn_shape(const GemmShape& shape, const TileConfig& config, Operand operand) {
-  const std::int64_t groups = shape.problem.groups;
-  const int vector = operand_vector(operand);
-  const std::int64_t pitch = round_up(shape.in_channels, groups == 1 ? vector : config.planes * vector);
-  TurnShape turn{shape.input, shape.problem.batch, groups, shape.in_channels, pitch};
+TurnShape turn_shape(const GemmShape& shape, Operand operand) {
+  const std::int64_t pitch = round_up(shape.in_channels, operand_vector(operand));
+  TurnShape turn{shape.input, shape.problem.batch, shape.problem.groups, shape.in_channels, pitch};
   for (int axis = 0; axis < kAxes; ++axis) turn.extents[axis] = shape.axes[axis].input;
   return turn;
 }
 
-GemmShape turned_shape(const GemmShape& shape, const TileConfig& config, Operand operand) {
+GemmShape turned_shape(const GemmShape& shape, Operand operand) {
   GemmShape turned = shape;
-  turned.input = turned_strides(turn_shape(shape, config, operand));
+  turned.input = turned_strides(turn_shape(shape, operand));
   return turned;
 }
 

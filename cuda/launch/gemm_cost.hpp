@@ -55,10 +55,9 @@ GemmWork gemm_work(const GemmShape& shape, const DeviceTraits& device, const Til
 // Whether a configuration's patches may come so. Tensor copies know but some steps, strides and groups; of boxes channels are
 // innermost in whole vectors, of rows neighbours along W, all of whose rows begin at multiples of 16 bytes.
 bool comes(WayIn way, const GemmShape& shape, const TileConfig& config, Operand operand);
-// The input as it is turned, in whole vectors of channels, or with several groups in whole chunks, since a box would reach into the
-// next group; and the same operator on it.
-TurnShape turn_shape(const GemmShape& shape, const TileConfig& config, Operand operand);
-GemmShape turned_shape(const GemmShape& shape, const TileConfig& config, Operand operand);
+// The input as it is turned, every group's channels in whole vectors; and the same operator on one of its groups.
+TurnShape turn_shape(const GemmShape& shape, Operand operand);
+GemmShape turned_shape(const GemmShape& shape, Operand operand);
 
 // How the sums of a tile leave. Straight from registers: where there are no phases, and pairs of positions do not straddle rows.
 WayOut way_out(const GemmWork& work, const TileBox& box, std::int32_t block_channels);

@@ -127,6 +127,7 @@ void launch_gemm(const GemmPlan& plan, const Pointers& pointers) {
   if (plan.way == WayIn::turned) launch_turning(call.turn, plan.operand, pointers.stream);
   PatchCopy copy{};
   copy.group_channels = plan.group_channels;
+  copy.group_images = plan.group_images;
   if (in_lines(call.way)) describe_box(call.box, plan.operand, copy);
   void* arguments[] = {&call.gemm, &copy};   // the latter for warpgroups
   launch_function(function, plan.grid, plan.config.block_threads(call.way), call.gemm.shared.bytes, arguments,

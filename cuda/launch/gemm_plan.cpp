@@ -60,7 +60,9 @@ PatchBox box_of(const GemmWork& work, const PatchShape& patch) {
   const int bytes = operand_bytes(work.operand);
   PatchBox box{};
   const bool turned = work.way == WayIn::turned, rows = work.way == WayIn::rows;
-  const std::int64_t pitch = turned ? turn_shape(shape, work.config, work.operand).pitch : shape.in_channels;
+  // Turned groups lie one behind the other, as further images.
+  const std::int64_t channels =
+      turned ? turn_shape(shape, work.operand).pitch : shape.in_channels * shape.problem.groups;
   box.lines = !rows;
   // Where there is one, wherever the next would be.
   const auto tell = [&](int at, std::int64_t extent, std::int64_t stride, std::int32_t count, std::int64_t step) {
@@ -70,13 +72,13 @@ PatchBox box_of(const GemmWork& work, const PatchShape& patch) {
     box.step[at] = std::int32_t(step);
   };
   const int vector = operand_vector(work.operand);
-  tell(rows ? 3 : 0, pitch * shape.problem.groups, shape.input[1], rows ? vector : work.config.planes * vector, 1);
+  tell(rows ? 3 : 0, channels, shape.input[1], rows ? vector : work.config.planes * vector, 1);
   for (int axis = 0; axis < kAxes; ++axis) {
     const GemmShape::Along& along = shape.axes[axis];
     const std::int32_t count = axis == kAxes - 1 ? patch.pitch[axis] : patch.extent[1 + axis];
     tell(kAxes - 1 - axis + box.lines, along.input, shape.input[2 + axis], count, along.step);
   }
-  tell(kBoxAxes - 1, shape.problem.batch, shape.input[0], patch.extent[0], 1);
+  tell(kBoxAxes - 1, shape.problem.batch * (turned ? shape.problem.groups : 1), shape.input[0], patch.extent[0], 1);
   return box;
 }
 
@@ -163,7 +165,11 @@ std::variant<GemmPlan, std::string> build(const GemmWork& work, const GemmChoice
   lay_out(kPatchStages, kRowStages, 0);
   if (in_lines(work.way)) {
     plan.box = box_of(work, patch_shape(choice.box, {}));
-    plan.group_channels = std::int32_t(plan.box.extent[work.way == WayIn::rows ? 3 : 0] / problem.groups);
+    if (work.way == WayIn::turned) {
+      plan.group_images = std::int32_t(problem.batch);
+    } else {
+      plan.group_channels = std::int32_t(shape.in_channels);
+    }
     const std::int32_t patches = work.way == WayIn::rows ? kPatchStages : wanted_stages(blocks, params.chunks);
     const std::int32_t rows = work.way == WayIn::rows ? 2 * kRowStages : kRowStages;
     std::int32_t slices = 0;
@@ -234,7 +240,7 @@ std::variant<GemmPlan, std::string> build(const GemmWork& work, const GemmChoice
       params.splits > 1 ? plan.grid * work.config.rows * work.config.pixels * std::int64_t(sizeof(float)) : 0;
   plan.workspace_bytes = plan.partial_offset + partial;
   if (work.way == WayIn::turned) {
-    plan.turn = plan_turning(turn_shape(gemm_shape(request), work.config, work.operand), work.operand);
+    plan.turn = plan_turning(turn_shape(gemm_shape(request), work.operand), work.operand);
     plan.turned_offset = round_up(plan.workspace_bytes, 256);
     plan.workspace_bytes = plan.turned_offset + turned_bytes(plan.turn, work.operand);
   }
@@ -274,7 +280,7 @@ std::variant<GemmPlan, std::string> plan_gemm(const Request& request, const Devi
   std::vector<Variant> variants;
   const GemmShape& shape = search.shape();
   const auto add = [&](GemmSearch& variant) {
-    variants.push_back({variant, config.grouped() ? turned_shape(variant.shape(), config, operand) : variant.shape()});
+    variants.push_back({variant, config.grouped() ? turned_shape(variant.shape(), operand) : variant.shape()});
   };
   const bool is_asked = device.outputs_together > 0;
   const std::int64_t fewest = is_asked ? device.outputs_together : 2, most = is_asked ? fewest : kMostTogether;
@@ -295,7 +301,7 @@ std::variant<GemmPlan, std::string> plan_gemm(const Request& request, const Devi
   const auto weigh_one = [&](const Variant& variant, WayIn way) {
     auto choice = variant.search.best(work_in(variant, way));
     if (choice && way == WayIn::turned) {
-      choice->cost.turning = turning_time(turn_shape(shape, config, operand), operand, device);
+      choice->cost.turning = turning_time(turn_shape(shape, operand), operand, device);
       choice->cost.total += choice->cost.turning;
     }
     if (!choice || (best && best->cost.total <= choice->cost.total)) return;

@@ -31,7 +31,7 @@ struct GemmPlan {
   GemmParams params{};
   PackParams pack{};
   PatchBox box{};                   // unless patches are gathered; without its base
-  std::int32_t group_channels = 0;  // of that tensor, from one group to the next
+  std::int32_t group_channels = 0, group_images = 0;   // of that tensor, from one group to the next
   TurnParams turn{};                // of WayIn::turned
   std::vector<char> tables;
   std::int64_t grid = 0;

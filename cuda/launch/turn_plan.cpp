@@ -9,7 +9,7 @@ namespace convt {
 
 Strides turned_strides(const TurnShape& shape) {
   Strides turned{};
-  std::int64_t stride = shape.width();
+  std::int64_t stride = shape.pitch;
   turned[1] = 1;
   for (int axis = kAxes - 1; axis >= 0; --axis) {
     turned[2 + axis] = stride;
@@ -45,7 +45,7 @@ TurnParams plan_turning(const TurnShape& shape, Operand operand) {
   params.groups = std::int32_t(shape.groups);
   params.images = std::int32_t(shape.images);
   params.vectors_log2 = 1;
-  while (params.vectors_log2 < 3 && vector << params.vectors_log2 < shape.width()) ++params.vectors_log2;
+  while (params.vectors_log2 < 3 && vector << params.vectors_log2 < shape.pitch) ++params.vectors_log2;
   params.by_width = FastDivisor(shape.extents[2]);
   params.by_height = FastDivisor(shape.extents[1]);
   params.by_pitch = FastDivisor(params.pitch);

@@ -8,17 +8,17 @@
 
 namespace convt {
 
-// A tensor that is turned to [image][pixel][group][channel] before a kernel reads it.
+// A tensor that is turned to [group][image][pixel][channel] before a kernel reads it.
 struct TurnShape {
   Strides strides{};                             // as it lies
   std::int64_t images = 1, groups = 1, channels = 1;   // channels of a group
-  std::int64_t pitch = 1;                        // channels from one group to the next, turned
+  std::int64_t pitch = 1;                        // channels from one pixel of a group to the next, turned
   std::array<std::int64_t, kAxes> extents{1, 1, 1};
 
   std::int64_t pixels() const { return extents[0] * extents[1] * extents[2]; }   // of an image
-  std::int64_t width() const { return groups * pitch; }                          // of a turned pixel
 };
 
+// Of one group.
 Strides turned_strides(const TurnShape& shape);
 
 // How it is turned, without pointers; and what that takes: bytes, microseconds.

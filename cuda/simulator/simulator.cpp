@@ -44,6 +44,7 @@ void run_warpgroups(const GemmPlan& plan, const GemmLaunch& launch, const Schedu
     PatchCopy copy;
     const PatchBox* const box = &launch.box;
     copy.group_channels = plan.group_channels;
+    copy.group_images = plan.group_images;
     std::memcpy(copy.bytes, &box, sizeof(box));
     each_block(plan.grid, schedule, [&](std::int32_t index) {
       WarpgroupBlock block(index, std::int32_t(plan.grid), kConfig.groups(), Kernel::kLoading / 32 - 1,

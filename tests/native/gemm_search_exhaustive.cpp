@@ -109,7 +109,7 @@ int main() {
               for (const WayIn way : {WayIn::gathered, WayIn::boxes, WayIn::turned, WayIn::rows}) {
                 if (!comes(way, search.shape(), config, operand)) continue;
                 const bool turned = way == WayIn::turned;
-                const GemmShape read = turned ? turned_shape(search.shape(), config, operand) : search.shape();
+                const GemmShape read = turned ? turned_shape(search.shape(), operand) : search.shape();
                 compare(gemm_work(read, device, config, operand, fitting, way), search);
               }
             }

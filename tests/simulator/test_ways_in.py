@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from adversarial import is_hoppers
 from convt import _C
@@ -47,6 +48,7 @@ ODD = {
     "groups": problem(2, (45, 30), (8, 9), 3, 1, 0, groups=3),
     "one": problem(5, (1, 1), (77,), 4, 3),
     "wide": problem(1, (33, 40), (9, 17), (4, 9), (4, 8), (0, 3)),
+    "images-and-groups": problem(33, (16, 16), (5,), 2, 2, groups=2),
 }
 
 
@@ -205,6 +207,29 @@ def test_a_turned_input_is_in_the_workspace(operator):
     turned = pixels * -(-read.shape[1] // 8) * 16
     assert turned <= made.plan.workspace_bytes - without.plan.workspace_bytes + 4096
     assert made.plan.workspace_bytes <= turned + 2 * without.plan.workspace_bytes
+
+
+@pytest.mark.parametrize("operator", ["forward", "grad_input"])
+@pytest.mark.parametrize("operand", operands_of("64x256p4g1"))
+def test_turned_groups_have_whole_vectors_and_nothing_between(operator, operand):
+    """Fewer channels than a box spans: what a copy finds behind them is zero, not the next group's."""
+    wanted = problem(3, (32, 32), (8, 9), 3, 2, 1, 1, groups=4)
+    made, without = (
+        Call("64x256p4g1", wanted, operand, LAYOUTS[0], device, 0, operator) for device in (TURNED, GATHERED)
+    )
+    assert made.told["way_in"] == "turned"
+    name = "input" if operator == "forward" else "output"
+    turned = made.read[name].numel() * made.read[name].element_size()
+    assert abs(made.plan.workspace_bytes - without.plan.workspace_bytes - turned) <= 4096
+    for group in (0, 2):
+        own = slice(8 * group, 8 * group + 8)
+        alone = torch.full_like(made.read[name], torch.nan)
+        alone[:, own] = made.read[name][:, own]
+        whole = made.play()[0][:, own]
+        made.read, kept = made.read | {name: alone}, made.read
+        output = made.play()[0]
+        made.read = kept
+        assert torch.equal(output[:, own], whole) and output[:, : own.start].isnan().all()
 
 
 # Which tensors of a weight gradient have to be turned.
