@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import torch
 
-from convt import _C, delegation, eager, operators
+from convt import _C, delegation, eager, gradients, operators
 from convt import plan as planning
 from convt.problem import operand
 from programs import composed
@@ -33,7 +33,7 @@ def gpu(name, capability):
 def fresh_plans():
     """No plan from elsewhere, and none is left behind."""
     calls = operators._forward_call, operators._grad_input_call, operators._grad_weight_call
-    caches = planning.plan, planning.channel_sum, *calls
+    caches = planning.plan, planning.channel_sum, gradients.turned_once, *calls
     for cache in caches:
         cache.cache_clear()
     _C.forget_plans()
@@ -54,7 +54,7 @@ def pretend(monkeypatch, device):
     monkeypatch.setattr(
         operators, "_switches", lambda name, tensor: switches(name, SimpleNamespace(is_cuda=True, dtype=tensor.dtype))
     )
-    for module in (operators, eager, delegation):
+    for module in (operators, eager, delegation, gradients):
         monkeypatch.setattr(module, "operand", located)
 
 
@@ -74,6 +74,10 @@ class Launch:
     kernel: str = "simt"
     config: str = "played"
     predicted_us: float = 1.0
+    turns: bool = False  # grad_output, before it is read
+
+    def explain(self):
+        return {"way_in": "turned" if self.turns else "boxes", "turned": ["grad_output"] if self.turns else []}
 
 
 @dataclass
@@ -86,6 +90,8 @@ class Player:
     refuses: dict[str, str] = field(default_factory=dict)  # operator to the reason why no kernel can
     workspace_bytes: int = 0
     rooms: dict[str, int] = field(default_factory=dict)  # workspace of an operator, where it is another
+    turning: set[str] = field(default_factory=set)  # operators that turn a grad_output whose channels are not innermost
+    turned: list[tuple[int, ...]] = field(default_factory=list)  # once for both gradients: strides of the copies
     devices: list[int | None] = field(default_factory=list)  # where launches went: Python sees tensors of the CPU
     streams: list[int | None] = field(default_factory=list)  # the devices whose stream was asked for
 
@@ -110,8 +116,16 @@ class Player:
             operator, sizes, strides, getattr(torch, dtype), precision, geometry, forced,
             self.rooms.get(operator, self.workspace_bytes),
         )  # fmt: skip
+        if operator in self.turning and output_strides[1] != 1:
+            made.turns, made.predicted_us = True, 100.0
         self.planned.append(made)
         return made
+
+    def cuda_turn(self, turning, source, target, device, stream):
+        assert stream == 1000
+        _C.simulate_turning(turning, source, target)
+        self.turned.append(tuple(turning.strides))
+        self.devices.append(device)
 
     def cuda_run(self, plan, input, weight, bias, output, workspace, device, stream, epilogue=()):
         if isinstance(plan, _C.ChannelSum):  # from C, where one launcher is all that is rehearsed
@@ -174,6 +188,7 @@ def play(monkeypatch):
     monkeypatch.setattr(_C, "cuda_plan", player.cuda_plan)
     monkeypatch.setattr(_C, "cuda_run", player.cuda_run, raising=False)
     monkeypatch.setattr(_C, "cuda_sum_channels", player.cuda_sum_channels, raising=False)
+    monkeypatch.setattr(_C, "cuda_turn", player.cuda_turn, raising=False)
     monkeypatch.setattr(operators, "_raw_stream", player.raw_stream)
     return player
 

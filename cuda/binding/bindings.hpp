@@ -9,6 +9,7 @@ void bind_host(nanobind::module_& module);
 void bind_device(nanobind::module_& module);
 void bind_cuda(nanobind::module_& module);
 void bind_channel_sum(nanobind::module_& module);
+void bind_turning(nanobind::module_& module);
 void bind_simulator(nanobind::module_& module);
 void bind_direct(nanobind::module_& module);
 

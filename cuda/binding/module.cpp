@@ -38,6 +38,7 @@ NB_MODULE(_C, module) {
   convt::binding::bind_device(module);
   convt::binding::bind_cuda(module);
   convt::binding::bind_channel_sum(module);
+  convt::binding::bind_turning(module);
   convt::binding::bind_simulator(module);
   convt::binding::bind_direct(module);
   convt::binding::bind_eager(module);

@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "launch/device_guard.hpp"
 #include "launch/device_kernel.cuh"
 #include "launch/turn_plan.hpp"
 
@@ -19,6 +20,11 @@ void launch(const TurnParams& params, void* stream) {
 void launch_turning(const TurnParams& params, Operand operand, void* stream) {
   // 16 bits are moved, whatever they are.
   return is_float32(operand) ? launch<Operand::tf32>(params, stream) : launch<Operand::bfloat16>(params, stream);
+}
+
+void launch_turning_on(int device, const TurnParams& params, Operand operand, void* stream) {
+  const DeviceGuard guard(device);
+  launch_turning(params, operand, stream);
 }
 
 }  // namespace convt

@@ -31,7 +31,8 @@ bool can_turn(const TurnShape& shape);
 // Tells where from and where to. Fetches less at a time where the source is not aligned for more.
 void place_turning(TurnParams& params, const void* source, void* target);
 
-// On the current device. Throws std::runtime_error.
+// On the current device, or on a stream of `device`. Throws std::runtime_error.
 void launch_turning(const TurnParams& params, Operand operand, void* stream);
+void launch_turning_on(int device, const TurnParams& params, Operand operand, void* stream);
 
 }  // namespace convt

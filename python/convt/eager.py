@@ -21,7 +21,7 @@ import wrapt
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import _C, delegation, heuristics, operators, settings
+from . import _C, delegation, gradients, heuristics, operators, settings
 from .plan import OPERATORS, channel_sum, dense_strides, plan
 from .problem import Geometry, Ints, OperandKey, operand
 
@@ -136,15 +136,31 @@ def _resolve_gradients(
     summed = channel_sum(key, backend) if key[3].type == "cuda" else None
     native_bias = summed is not None or (key[3].type == "cpu" and backend != "aten")
     bias = (grad_output.shape[1],) if native_bias else None, (0, *range(2, grad_output.dim())), summed
-    if to_input is not None and to_weight is not None and operators._is_joint(to_input, to_weight, input):
-
-        def joint(grad_output: Tensor, input: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-            return operators._gradients(to_input, to_weight, grad_output, input, weight, geometry)
-
-        return None, None, joint, *bias
+    if to_input is not None and to_weight is not None:
+        joint = _joint(to_input, to_weight, grad_output, input, weight, geometry, last)
+        if joint is not None:
+            return None, None, joint, *bias
     described_input = None if to_input is None else _described(to_input, _grad_input, geometry)
     described_weight = None if to_weight is None else _described(to_weight, _grad_weight, geometry)
     return described_input, described_weight, None, *bias
+
+
+def _joint(
+    to_input: operators.Call,
+    to_weight: operators.Call,
+    grad_output: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    geometry: Geometry,
+    last: bool,
+) -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] | None:
+    """What computes both gradients of (grad_output, input, weight) at once, where they share something."""
+    if gradients.is_joint(to_input, to_weight, input):
+        return partial(gradients.by_aten, to_input, to_weight, geometry=geometry)
+    keys = operand(grad_output), operand(weight), operand(input)
+    switches = operators._switches("grad_input", grad_output), operators._switches("grad_weight", grad_output)
+    turned = gradients.turned_once(*keys, geometry, last, *switches)
+    return None if turned is None else partial(gradients.by_turned, turned, geometry=geometry)
 
 
 def _resolve_grad_input(

@@ -26,7 +26,7 @@ from torch.autograd import forward_ad
 from torch.compiler import is_dynamo_compiling
 from torch.nn import Parameter
 
-from . import operators, ops, tracing
+from . import gradients, operators, ops, tracing
 from .epilogue import Program, backward_of, compose, differentiate, fit, flatten, unflatten
 from .problem import Geometry, Ints, forward_problem
 
@@ -108,7 +108,7 @@ def _cotangents(
     bias = ops._grad_bias_op(cotangent) if wanted[2] else None
     both = all(wanted[:2]) and not (torch.is_grad_enabled() or is_dynamo_compiling())
     if both and ops._skips_dispatch(cotangent, input, weight):
-        return *operators.gradients(cotangent, input, weight, geometry, channels_last), bias
+        return *gradients.both(cotangent, input, weight, geometry, channels_last), bias
     shared = *geometry, channels_last
     to_input = ops._grad_input_op(cotangent, weight, *shared) if wanted[0] else None
     to_weight = ops._grad_weight_op(cotangent, input, weight.shape[2:], *shared) if wanted[1] else None

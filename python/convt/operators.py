@@ -351,43 +351,6 @@ def _needs_float32(problem: Problem, input: Tensor) -> bool:
     return not (sound and min(problem.input) >= 8)
 
 
-def gradients(
-    grad_output: Tensor, input: Tensor, weight: Tensor, geometry: Geometry, channels_last: bool
-) -> tuple[Tensor, Tensor]:
-    """grad_input and grad_weight together: where both are ATen's, one call shares what each would prepare."""
-    keys = operand(grad_output), operand(weight), operand(input)
-    kernel_size = weight.shape[2:]
-    to_input = _grad_input_call(*keys[:2], geometry, channels_last, *_switches("grad_input", input))
-    switches = _switches("grad_weight", input)
-    to_weight = _grad_weight_call(keys[0], keys[2], kernel_size, geometry, channels_last, *switches)
-    if not _is_joint(to_input, to_weight, input):
-        # The one with more workspace first: it then meets one result less.
-        if _workspace_of(to_weight) > _workspace_of(to_input):
-            weights = _grad_weight(to_weight, grad_output, input, geometry)
-            return _grad_input(to_input, grad_output, weight, geometry), weights
-        inputs = _grad_input(to_input, grad_output, weight, geometry)
-        return inputs, _grad_weight(to_weight, grad_output, input, geometry)
-    return _gradients(to_input, to_weight, grad_output, input, weight, geometry)
-
-
-def _workspace_of(call: Call) -> int:
-    return 0 if call.cuda is None else int(call.cuda.workspace_bytes)
-
-
-def _is_joint(to_input: Call, to_weight: Call, input: Tensor) -> bool:
-    """Whether ATen computes both gradients, and in one call."""
-    return not (to_input.native or to_weight.native or to_input.empty or _needs_float32(to_weight.problem, input))
-
-
-def _gradients(
-    to_input: Call, to_weight: Call, grad_output: Tensor, input: Tensor, weight: Tensor, geometry: Geometry
-) -> tuple[Tensor, Tensor]:
-    stride, padding, output_padding, groups, dilation = geometry
-    shared = stride, padding, dilation, True, output_padding, groups, (True, True, False)
-    results = _aten(_convolution_backward, grad_output, input, weight, None, *shared)
-    return _conform(results[0], to_input), _conform(results[1], to_weight)
-
-
 def grad_bias(grad_output: Tensor) -> Tensor:
     """Gradient of the bias, (out_channels,)."""
     key = operand(grad_output)

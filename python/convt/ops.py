@@ -26,7 +26,7 @@ from torch.autograd import forward_ad
 from torch.autograd.function import Function, _SingleLevelFunction
 from torch.compiler import is_dynamo_compiling
 
-from . import _C, operators, tracing
+from . import _C, gradients, operators, tracing
 from .problem import Geometry, Ints, forward_problem
 
 _functorch = torch._C._functorch
@@ -184,7 +184,7 @@ class Contraction(_Node):
         kernel_size = tensors[WEIGHT].shape[2:] if WEIGHT in slots else ()
         form = Form(ctx.form.geometry, kernel_size, _like_its_operands(*saved))
         if both:
-            grads_of_both = operators.gradients(cotangent, saved[0], saved[1], form.geometry, form.channels_last)
+            grads_of_both = gradients.both(cotangent, saved[0], saved[1], form.geometry, form.channels_last)
             return None, *grads_of_both, bias, None, None
         grads: list[Tensor | None] = [None, None]
         for place, slot in enumerate(slots):

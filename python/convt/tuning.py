@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from . import _C, choices, operators, settings
+from . import _C, choices, gradients, operators, settings
 from . import plan as planning
 from .choices import Choice
 from .problem import DTYPES, Geometry, Problem, forward_problem
@@ -176,7 +176,7 @@ def run(
 
 def forget_plans() -> None:
     """Every plan is made anew, with the choices as they are now."""
-    for module in (planning, operators):
+    for module in (planning, operators, gradients):
         for value in vars(module).values():
             if hasattr(value, "cache_clear"):
                 value.cache_clear()

@@ -14,6 +14,7 @@ import convt
 from accuracy import LAYERS, THEIRS, error, operands
 from adversarial import ADVERSARIAL, FORCED, FUNCTIONS, PRECISIONS, grouped, hopper, refusal
 from convt import _C, operators
+from convt import gradients as pairs
 from convt import settings as switches
 from convt.plan import cuda_plan, forced_kernel
 from convt.problem import Geometry, forward_problem
@@ -347,7 +348,29 @@ def test_the_ordinary_backward_skips_the_dispatcher(device, monkeypatch):
     _C.forget_plans()  # Python's node, which C's takes the place of once the call is known
     tensors = [tensor.to(device, torch.float32).requires_grad_() for tensor in CASES[4].tensors()]
     output = convt.conv_transpose2d(*tensors, **CASES[4].keywords)
-    seen, both = [], operators.gradients
-    monkeypatch.setattr(operators, "gradients", lambda *arguments: (seen.append("both"), both(*arguments))[1])
+    seen, both = [], pairs.both
+    monkeypatch.setattr(pairs, "both", lambda *arguments: (seen.append("both"), both(*arguments))[1])
     torch.autograd.grad(output.sum(), tensors)
     assert seen == ["both"]
+
+
+@ON_A_GPU
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16), ids=str)
+def test_both_from_one_turned_copy(device, dtype, monkeypatch):
+    """Exactly what they are by themselves, wherever the copy exists, paying or not."""
+    monkeypatch.setattr(pairs, "LEAD", -1e9)
+    monkeypatch.setattr(pairs, "_turn_grad_output", lambda *plans: (True, True))
+    pairs.turned_once.cache_clear()
+    _C.forget_plans()
+    turned, seen = pairs.by_turned, []
+    monkeypatch.setattr(pairs, "by_turned", lambda made, *rest: (seen.append(made), turned(made, *rest))[1])
+    for case in ADVERSARIAL:
+        tensors = adversarial.exact_gradients(case, device)
+        input, weight, grad_output, *exact = (tensor.to(dtype) for tensor in tensors)
+        with convt.backend("native"), poisoned():
+            actual = pairs.both(grad_output, input, weight, Geometry(*case.geometry), False)
+        for ours, wanted in zip(actual, exact, strict=True):
+            assert torch.equal(ours, wanted), f"{case.name}: {difference(ours, wanted)}"
+    pairs.turned_once.cache_clear()
+    _C.forget_plans()
+    assert len(seen) >= 5

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 import convt
-from convt import operators
+from convt import _C, gradients, operators
 from convt import plan as planning
 from convt.functional import _conv_transpose1d, _conv_transpose2d, _conv_transpose3d
 from convt.plan import forced_kernel
@@ -169,9 +169,90 @@ def test_the_gradient_with_more_workspace_comes_first(player, first, entry):
         grads = torch.autograd.grad(output, (input, weight), grad_output)
     else:
         geometry = Geometry((2,), (0,), (0,), 1, (1,))
-        grads = operators.gradients(grad_output, input.detach(), weight.detach(), geometry, False)
+        grads = gradients.both(grad_output, input.detach(), weight.detach(), geometry, False)
     assert [launch.operator for launch in player.ran[1:]] == [first, *{"grad_input", "grad_weight"} - {first}]
     assert [grad.shape for grad in grads] == [input.shape, weight.shape]
+
+
+def halves(channels=8, extents=(3, 5)):
+    """Leaves of a layer in 16 bits, and the gradient of its output."""
+    input = torch.rand(2, 4, *extents).bfloat16().requires_grad_()
+    weight = torch.rand(4, channels, *(3 for _ in extents)).bfloat16().requires_grad_()
+    output = FUNCTIONS[len(extents)](input, weight, stride=2)
+    return input, weight, output, torch.rand(output.shape).bfloat16()
+
+
+def assert_gradients(actual, input, weight, grad_output):
+    wide = [tensor.detach().double().requires_grad_() for tensor in (input, weight)]
+    expected = torch.autograd.grad(conv_transpose(*wide, None, stride=2), wide, grad_output.double())
+    for ours, exact in zip(actual, expected, strict=True):
+        torch.testing.assert_close(ours, exact.bfloat16())
+
+
+@pytest.mark.parametrize("extents", [(9,), (3, 5), (2, 3, 4)], ids=len)
+@pytest.mark.parametrize("entry", ("node", "operators"))
+def test_grad_output_is_turned_once_for_both(player, entry, extents):
+    player.turning = {"grad_input", "grad_weight"}
+    input, weight, output, grad_output = halves(extents=extents)
+    rank, before = len(extents), len(player.devices)
+    for turn in (1, 2):
+        if entry == "node":
+            grads = torch.autograd.grad(output, (input, weight), grad_output, retain_graph=True)
+        else:
+            geometry = Geometry((2,) * rank, (0,) * rank, (0,) * rank, 1, (1,) * rank)
+            grads = gradients.both(grad_output, input.detach(), weight.detach(), geometry, False)
+        assert_gradients(grads, input, weight, grad_output)
+        assert len(player.turned) == turn
+    assert {strides[1] for strides in player.turned} == {1}
+    ran = player.ran[1:]
+    assert len(ran) == 4 and all(launch.strides["output"][1] == 1 and not launch.turns for launch in ran)
+    assert len(player.planned) == 5, "each by itself, and then both of what is turned"
+    assert len(set(player.devices[before:])) == 1
+
+
+@pytest.mark.parametrize(
+    "case", ("float32", "one channel", "groups", "a forced kernel", "only one turns", "nobody turns", "one is frozen")
+)
+def test_grad_output_is_not_turned_for_both(player, case):
+    """Where the copy is none that both can take, somebody chose their kernels, or it does not pay."""
+    player.turning = {"grad_input"} if case == "only one turns" else {"grad_input", "grad_weight"}
+    if case == "nobody turns":
+        player.turning = set()
+    input, weight, output, grad_output = halves(1 if case == "one channel" else 8)
+    if case in ("float32", "groups"):
+        input, weight = (tensor.detach().requires_grad_() for tensor in (input, weight))
+        if case == "float32":
+            input, weight = input.detach().float().requires_grad_(), weight.detach().float().requires_grad_()
+        groups = 1 if case == "float32" else 2
+        output = convt.conv_transpose2d(input, weight, stride=2, groups=groups)
+        grad_output = torch.rand_like(output)
+    wanted = (input, weight)
+    if case == "one is frozen":
+        output, wanted = convt.conv_transpose2d(input.detach(), weight, stride=2), (weight,)
+    if case == "only one turns":  # and the other one would be slower
+        planned = player.cuda_plan
+
+        def slower(operator, *rest):
+            made = planned(operator, *rest)
+            made.predicted_us = 500.0 if operator == "grad_weight" and made.strides["output"][1] == 1 else 300.0
+            return made
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(_C, "cuda_plan", slower)
+            grads = torch.autograd.grad(output, wanted, grad_output)
+    else:
+        with forced_kernel("simt" if case == "a forced kernel" else None):
+            grads = torch.autograd.grad(output, wanted, grad_output)
+    assert player.turned == [] and len(grads) == len(wanted)
+
+
+@pytest.mark.parametrize("first", ("grad_input", "grad_weight"))
+def test_of_both_from_one_copy_the_one_with_more_workspace_comes_first(player, first):
+    player.turning, player.rooms = {"grad_input", "grad_weight"}, {first: 512}
+    input, weight, output, grad_output = halves()
+    assert_gradients(torch.autograd.grad(output, (input, weight), grad_output), input, weight, grad_output)
+    assert [launch.operator for launch in player.ran[1:]] == [first, *{"grad_input", "grad_weight"} - {first}]
+    assert len(player.turned) == 1
 
 
 def test_plans_are_made_once(player):

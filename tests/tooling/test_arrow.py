@@ -33,6 +33,7 @@ PYTHON_ROOMS = {
     "plan": 3,
     "operators": 4,
     "delegation": 5,
+    "gradients": 5,
     "ops": 6,
     "eager": 6,
     "recorded": 7,

@@ -1,0 +1,152 @@
+"""The gradients of input and weight together: by ATen in one call, from one turned grad_output, or one by one."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import _C, operators
+from .operators import Call, Switches
+from .plan import cuda_traits
+from .problem import Geometry, OperandKey, operand
+
+# Microseconds that Python takes to lead a third launch.
+LEAD = 10.0
+# What is left of the predicted time where only one of the two would turn: the other's kernel is another then.
+SURE = 0.95
+
+
+def both(
+    grad_output: Tensor, input: Tensor, weight: Tensor, geometry: Geometry, channels_last: bool
+) -> tuple[Tensor, Tensor]:
+    """grad_input and grad_weight."""
+    keys = operand(grad_output), operand(weight), operand(input)
+    switches = operators._switches("grad_input", input), operators._switches("grad_weight", input)
+    calls = _calls(*keys, geometry, channels_last, *switches)
+    if is_joint(*calls, input):
+        return by_aten(*calls, grad_output, input, weight, geometry)
+    turned = turned_once(*keys, geometry, channels_last, *switches)
+    if turned is not None:
+        return by_turned(turned, grad_output, input, weight, geometry)
+    return _one_by_one(*calls, grad_output, input, weight, geometry)
+
+
+def _calls(
+    grad_output: OperandKey,
+    weight: OperandKey,
+    input: OperandKey,
+    geometry: Geometry,
+    channels_last: bool,
+    for_input: Switches,
+    for_weight: Switches,
+) -> tuple[Call, Call]:
+    return (
+        operators._grad_input_call(grad_output, weight, geometry, channels_last, *for_input),
+        operators._grad_weight_call(grad_output, input, weight[0][2:], geometry, channels_last, *for_weight),
+    )
+
+
+def _one_by_one(
+    to_input: Call, to_weight: Call, grad_output: Tensor, input: Tensor, weight: Tensor, geometry: Geometry
+) -> tuple[Tensor, Tensor]:
+    # The one with more workspace first: it then meets one result less.
+    if _workspace_of(to_weight) > _workspace_of(to_input):
+        weights = operators._grad_weight(to_weight, grad_output, input, geometry)
+        return operators._grad_input(to_input, grad_output, weight, geometry), weights
+    inputs = operators._grad_input(to_input, grad_output, weight, geometry)
+    return inputs, operators._grad_weight(to_weight, grad_output, input, geometry)
+
+
+def _workspace_of(call: Call) -> int:
+    return 0 if call.cuda is None else int(call.cuda.workspace_bytes)
+
+
+# ---- where both are ATen's, one call shares what each would prepare ----------------------------------------------
+
+
+def is_joint(to_input: Call, to_weight: Call, input: Tensor) -> bool:
+    """Whether ATen computes both gradients, and in one call."""
+    widened = operators._needs_float32(to_weight.problem, input)
+    return not (to_input.native or to_weight.native or to_input.empty or widened)
+
+
+def by_aten(
+    to_input: Call, to_weight: Call, grad_output: Tensor, input: Tensor, weight: Tensor, geometry: Geometry
+) -> tuple[Tensor, Tensor]:
+    """Both from one call, laid out by our rule."""
+    stride, padding, output_padding, groups, dilation = geometry
+    shared = stride, padding, dilation, True, output_padding, groups, (True, True, False)
+    results = operators._aten(operators._convolution_backward, grad_output, input, weight, None, *shared)
+    return operators._conform(results[0], to_input), operators._conform(results[1], to_weight)
+
+
+# ---- where both would turn grad_output, once is enough -----------------------------------------------------------
+
+
+class Turned(NamedTuple):
+    """A copy of grad_output whose channels are innermost, and how both gradients are computed from it."""
+
+    turning: _C.Turning
+    to_input: Call
+    to_weight: Call
+
+
+@lru_cache(maxsize=4096)
+def turned_once(
+    grad_output: OperandKey,
+    weight: OperandKey,
+    input: OperandKey,
+    geometry: Geometry,
+    channels_last: bool,
+    for_input: Switches,
+    for_weight: Switches,
+) -> Turned | None:
+    """One copy for both gradients; None where the cost model says it does not pay, or somebody chose the kernels.
+
+    Of 16-bit elements, without groups: such a copy is an ordinary tensor, which either kernel takes as it lies.
+    """
+    sizes, strides, dtype, device, layout = grad_output
+    if dtype.itemsize != 2 or geometry.groups > 1 or for_input[2:] != (None,) or for_weight[2:] != (None,):
+        return None
+    apart = _calls(grad_output, weight, input, geometry, channels_last, for_input, for_weight)
+    plans = [call.cuda for call in apart]
+    if None in plans or any(call.choice.kernel for call in apart):
+        return None
+    would_turn = _turn_grad_output(*plans)
+    if not any(would_turn):
+        return None
+    traits = cuda_traits(device)
+    turning = _C.cuda_turning(
+        tuple(sizes), tuple(strides), str(dtype).removeprefix("torch."), None if traits is None else dict(traits)
+    )
+    if turning is None:
+        return None
+    copy = sizes, tuple(turning.strides), dtype, device, layout
+    together = _calls(copy, weight, input, geometry, channels_last, for_input, for_weight)
+    once = turning.predicted_us + _predicted(together) + LEAD
+    pays = once < _predicted(apart) * (1 if all(would_turn) else SURE)
+    return Turned(turning, *together) if pays else None
+
+
+def _turn_grad_output(to_input: Any, to_weight: Any) -> tuple[bool, bool]:
+    """Whether the two plans turn grad_output before they read it."""
+    return to_input.explain().get("way_in") == "turned", "grad_output" in to_weight.explain().get("turned", ())
+
+
+def _predicted(calls: tuple[Call, Call]) -> float:
+    """Microseconds; endless where native code does not compute them."""
+    return sum(float("inf") if call.cuda is None else float(call.cuda.predicted_us) for call in calls)
+
+
+def by_turned(
+    turned: Turned, grad_output: Tensor, input: Tensor, weight: Tensor, geometry: Geometry
+) -> tuple[Tensor, Tensor]:
+    """Both from one copy, which lasts until the second one is computed."""
+    turning, device = turned.turning, grad_output.device
+    copy = torch.empty_strided(grad_output.shape, turning.strides, dtype=grad_output.dtype, device=device)
+    stream = operators._raw_stream(device.index)
+    _C.cuda_turn(turning, grad_output.data_ptr(), copy.data_ptr(), device.index, stream)
+    return _one_by_one(turned.to_input, turned.to_weight, copy, input, weight, geometry)
