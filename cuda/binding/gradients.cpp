@@ -34,10 +34,6 @@ const PreparedOperator* keep(Plan& plan, int which, nb::object owner) {
   return plan.operators[which] = nb::inst_ptr<PreparedOperator>(plan.owner[which]);
 }
 
-std::int64_t workspace_of(const PreparedOperator* prepared) {
-  return prepared && prepared->workspace.is_valid() ? nb::cast<std::int64_t>(prepared->workspace[0]) : 0;
-}
-
 // What a node needs of both gradients and of the bias', in one look-up.
 struct Gradients {
   PyObject *grad_output, *input, *weight;
@@ -59,12 +55,12 @@ struct Gradients {
            prepare(Operator::grad_weight, nb::cast<nb::tuple>(answer[1]), numbers,
                    {&described_input, nullptr, &described_output}));
     }
-    plan->weight_first = workspace_of(plan->operators[1]) > workspace_of(plan->operators[0]);
-    if (!answer[2].is_none()) plan->joint = answer[2];
-    if (!answer[3].is_none()) plan->bias_size = answer[3];
-    plan->bias_axes = answer[4];
-    if (!answer[5].is_none()) {
-      plan->bias_sum = answer[5];
+    plan->weight_first = nb::cast<bool>(answer[2]);
+    if (!answer[3].is_none()) plan->joint = answer[3];
+    if (!answer[4].is_none()) plan->bias_size = answer[4];
+    plan->bias_axes = answer[5];
+    if (!answer[6].is_none()) {
+      plan->bias_sum = answer[6];
       const auto bytes = nb::cast<std::int64_t>(plan->bias_sum.attr("workspace_bytes"));
       if (bytes > 0) plan->bias_workspace = nb::make_tuple(bytes);
     }

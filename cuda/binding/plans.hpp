@@ -30,7 +30,7 @@ struct Plan {
   std::array<nanobind::object, 2> owner;
   std::array<const PreparedOperator*, 2> operators{};
   nanobind::object joint;  // both gradients at once, where ATen shares their setup
-  bool weight_first = false;  // of the gradients: the one with more workspace, which then meets one result less
+  bool weight_first = false;  // of the gradients
   nanobind::object form;   // what a node remembers of a forward call
   nanobind::object bias_size, bias_axes;  // of grad_bias: by native code, or as PyTorch's sum
   nanobind::object bias_sum, bias_workspace;  // of native code on a GPU: a ChannelSum, and the size for new_empty

@@ -7,6 +7,7 @@
 namespace convt {
 
 // Between warpgroups that multiply and warps that store: slices of sums in shared memory, as many stages of them as there is room for.
+// Of a single stage those who multiply store themselves.
 template <class Kernel>
 struct SliceExchange {
   using Ring = typename Kernel::template Ring<kMostSliceStages>;
@@ -20,6 +21,16 @@ struct SliceExchange {
       visit(RowExit<Kernel::config, Kernel::operand, (Kernel::kStorers > 0)>{});
     } else {
       visit(PairExit<Kernel::config, Kernel::operand>{});
+    }
+  }
+
+  // The same for those who store what they have multiplied: where others could, rows alone.
+  template <class Visit>
+  CONVT_HOST_DEVICE static void by_own_way_out(const GemmParams& params, Visit visit) {
+    if constexpr (Kernel::kStorers > 0) {
+      visit(RowExit<Kernel::config, Kernel::operand, false>{});
+    } else {
+      by_way_out(params, visit);
     }
   }
 
@@ -51,7 +62,7 @@ struct SliceExchange {
   template <class Executor>
   CONVT_HOST_DEVICE static void store(Executor& group, const GemmParams& params, std::int32_t first,
                                       std::int32_t step) {
-    if (params.way_out == WayOut::staged || first >= Kernel::config.warps()) return;
+    if (params.way_out == WayOut::staged || params.shared.slice_stages == 1 || first >= Kernel::config.warps()) return;
     by_way_out(params, [&](auto exit) { store_by<decltype(exit)>(group, params, first, step); });
   }
   template <class Exit, class Executor>

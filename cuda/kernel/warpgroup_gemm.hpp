@@ -370,12 +370,12 @@ struct WarpgroupGemm {
       multiply(group, states, params, tile, course, use, from);
       if (kStorers == 0 && params.way_out != WayOut::staged) find_bias();
       if (params.way_out != WayOut::staged) {
-        if constexpr (kStorers > 0) {
+        if (kStorers > 0 && params.shared.slice_stages > 1) {
           Slices::hand_over(group, states, params, slices);
         } else {
           const auto phases = group.template load<PhaseBlock>(params.tables + tile.phase_block * sizeof(PhaseBlock));
           group.each_warp(states, [=, &params](Warp& warp, State& state) {
-            Slices::by_way_out(params, [&](auto exit) {
+            Slices::by_own_way_out(params, [&](auto exit) {
               write_slices<decltype(exit)>(warp, state.sums, state.bias, params, tile, phases);
             });
           });

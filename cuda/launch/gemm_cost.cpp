@@ -294,7 +294,7 @@ std::optional<TileWork> work_of(const GemmWork& work, const std::vector<BlockShi
     const double pieces = outputs * bytes / 16 + rows * (shape.output[1] == 1 ? 0 : 4);
     const double sums = config.warp_rows() * config.warp_pixels() / 32.0;
     const double staged = pieces / 32 * (whole ? 40 : 120) + config.warps() * 400.0;
-    if (config.storers(work.way) > 0 && tile.way != WayOut::staged) {
+    if (work.stores_apart(tile.way)) {
       const Handing apart = handing(tile.way, bytes);
       leaving += 4 * apart.leaving;
       storing +=
@@ -375,7 +375,8 @@ GemmCost cost_in(const GemmWork& work, const TileWork& tile, const TileWork& fir
   cost.memory = (work.bytes + 2 * partial) / device.memory_gbs * 1e-3;
   const double resident = std::min<double>(work.blocks, per_sm);
   if (grouped) {
-    const Sides& sides = !in_lines(work.way) ? kWarpgroups : config.storers(work.way) > 0 ? kApart : kBoxes;
+    const bool apart = work.stores_apart(work.by_rows ? WayOut::rows : WayOut::pairs);
+    const Sides& sides = !in_lines(work.way) ? kWarpgroups : apart ? kApart : kBoxes;
     const auto in = [&](const TileWork& of) { return sides.loading * of.loading / 4 * share; };
     const auto out = [&](const TileWork& of) { return sides.leaving * of.leaving / 4 * share; };
     const double visit = per_sm / resident * cycle;

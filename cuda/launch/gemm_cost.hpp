@@ -44,6 +44,12 @@ struct GemmWork {
     const bool rounds = way == WayIn::boxes && is_float32(operand);   // as they lie in memory
     return way == WayIn::rows ? PatchWork::turn : rounds ? PatchWork::round : PatchWork::none;
   }
+  // Whether warps of their own store what leaves so. Rows that are turned leave no room in shared memory's time for rows that are
+  // turned back: those who multiply store them faster (H200).
+  bool stores_apart(WayOut out) const {
+    const bool turns_back = out == WayOut::rows && patch_work() == PatchWork::turn;
+    return config.storers(way) > 0 && out != WayOut::staged && !turns_back;
+  }
   double mma_steps() const { return std::ceil(double(shape.in_channels) / (kMmaPlanes * operand_vector(operand))); }
   double chunks() const { return std::ceil(mma_steps() * kMmaPlanes / config.planes); }
   PatchLimits limits() const { return {capacity, in_lines(way) ? 0 : config.planes}; }

@@ -162,7 +162,9 @@ std::variant<GemmPlan, std::string> build(const GemmWork& work, const GemmChoice
     if (fits || params.shared.bytes == 0) params.shared = layout;
     return fits;
   };
-  lay_out(kPatchStages, kRowStages, 0);
+  const WayOut leaves = way_out(work, choice.box, choice.block_channels);
+  const bool apart = work.stores_apart(leaves);
+  lay_out(kPatchStages, kRowStages, apart ? 0 : 1);
   if (in_lines(work.way)) {
     plan.box = box_of(work, patch_shape(choice.box, {}));
     if (work.way == WayIn::turned) {
@@ -172,10 +174,9 @@ std::variant<GemmPlan, std::string> build(const GemmWork& work, const GemmChoice
     }
     const std::int32_t patches = work.way == WayIn::rows ? kPatchStages : wanted_stages(blocks, params.chunks);
     const std::int32_t rows = work.way == WayIn::rows ? 2 * kRowStages : kRowStages;
-    std::int32_t slices = 0;
+    std::int32_t slices = apart ? 0 : 1;
     const auto more_slices = [&] {
-      for (std::int32_t stages = kSliceStages + 1; work.config.storers(work.way) > 0 && stages <= kMostSliceStages;
-           ++stages) {
+      for (std::int32_t stages = kSliceStages + 1; apart && stages <= kMostSliceStages; ++stages) {
         if (lay_out(params.shared.patch_stages, work.way == WayIn::rows ? params.shared.row_stages : kRowStages,
                     stages))
           slices = stages;
@@ -202,7 +203,7 @@ std::variant<GemmPlan, std::string> build(const GemmWork& work, const GemmChoice
       channels_inner && whole_vectors(shape.output, shape.out_channels, vector) && params.block_channels % vector == 0;
 
   params.patch_work = work.patch_work();
-  params.way_out = way_out(work, choice.box, choice.block_channels);
+  params.way_out = leaves;
   params.store_bytes = aligned_bytes(shape, operand_bytes(work.operand));
   params.order = params.way_out == WayOut::rows ? order_of(work) : RowOrder{};
   params.order.by_channels = FastDivisor(params.block_channels);

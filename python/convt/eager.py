@@ -124,9 +124,11 @@ def _calls(
 
 def _resolve_gradients(
     grad_output: Tensor, input: Tensor, weight: Tensor, numbers: tuple[Any, ...], wanted: int
-) -> tuple[Described | None, Described | None, Callable[..., Any] | None, Ints | None, Ints, _C.ChannelSum | None]:
-    """The operators that compute the gradients of a call, or what computes both; then size and axes of the bias', and
-    how a GPU sums it."""
+) -> tuple[
+    Described | None, Described | None, bool, Callable[..., Any] | None, Ints | None, Ints, _C.ChannelSum | None
+]:
+    """The operators that compute the gradients of a call, and whether the second one comes first, or what computes
+    both; then size and axes of the bias', and how a GPU sums it."""
     geometry = Geometry(*numbers)
     last = operators.is_channels_last(input.dtype, operand(input)[:2], operand(weight)[:2])
     to_input, to_weight = _calls(
@@ -136,13 +138,15 @@ def _resolve_gradients(
     summed = channel_sum(key, backend) if key[3].type == "cuda" else None
     native_bias = summed is not None or (key[3].type == "cpu" and backend != "aten")
     bias = (grad_output.shape[1],) if native_bias else None, (0, *range(2, grad_output.dim())), summed
+    weight_first = False
     if to_input is not None and to_weight is not None:
+        weight_first = gradients.is_weight_first(to_input, to_weight, grad_output.stride())
         joint = _joint(to_input, to_weight, grad_output, input, weight, geometry, last)
         if joint is not None:
-            return None, None, joint, *bias
+            return None, None, False, joint, *bias
     described_input = None if to_input is None else _described(to_input, _grad_input, geometry)
     described_weight = None if to_weight is None else _described(to_weight, _grad_weight, geometry)
-    return described_input, described_weight, None, *bias
+    return described_input, described_weight, weight_first, None, *bias
 
 
 def _joint(

@@ -363,6 +363,35 @@ def test_one_gradient_native_and_the_other_atens(player, monkeypatch, refused, p
         torch.testing.assert_close(grad, wanted)
 
 
+@pytest.mark.parametrize("layout", (torch.contiguous_format, torch.channels_last), ids=str)
+@pytest.mark.parametrize("channels", (8, 6))
+@pytest.mark.parametrize("refused", ("grad_input", "grad_weight"))
+def test_atens_gradient_comes_first_where_it_copies(player, monkeypatch, refused, channels, layout):
+    """Its copies are more than our workspace; without them ours is."""
+    monkeypatch.setattr(planning.heuristics, "choose_cuda", lambda *_: "native")
+    player.refuses, player.workspace_bytes = {refused: ELSEWHERE}, 512
+    came = []
+
+    class Ran(list):
+        def append(self, plan):
+            came.append(plan.operator)
+
+    player.ran = Ran()
+    for name in ("_convolution", "_convolution_backward"):
+        real = getattr(operators, name)
+        monkeypatch.setattr(operators, name, lambda *given, real=real: (came.append(refused), real(*given))[1])
+    input = torch.rand(2, 8, 5, 7).to(memory_format=layout).requires_grad_()
+    weight = torch.rand(8, channels, 3, 3).requires_grad_()
+    with convt.backend("auto"):
+        for _ in range(2):
+            output = convt.conv_transpose2d(input, weight, stride=2)
+            came.clear()
+            torch.autograd.grad(output, (input, weight), torch.rand_like(output))
+            native = "grad_input" if refused == "grad_weight" else "grad_weight"
+            copies = channels == 8 and layout is torch.contiguous_format
+            assert came == ([refused, native] if copies else [native, refused])
+
+
 def test_results_have_the_strides_of_torch(player):
     """channels_last as PyTorch has it, whoever computes."""
     input, weight, bias = PROBLEM.tensors(torch.float32)

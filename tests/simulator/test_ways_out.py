@@ -7,6 +7,7 @@ import pytest
 from simulated import (
     GROUPED,
     LAYOUTS,
+    SCHEDULES,
     Call,
     Layouts,
     channels_last,
@@ -89,3 +90,20 @@ def test_way_out(config, way, name):
     call = Call(config, wanted, names[at % len(names)], layouts, device)
     assert call.told["way_out"] == way, call.told
     call.check(at)
+
+
+@pytest.mark.parametrize("config", GROUPED)
+def test_who_stores(config):
+    """Others, of what comes turned; where rows are turned beside the products, those who multiply store rows."""
+    wanted = problem(1, (24, 40), (9, 16), 4, 2, 1)
+    for operand in operands_of(config):
+        for copies, way in ((2, "turned"), (3, "rows")):
+            device = {"multiprocessors": 1, "tensor_copies": copies}
+            made = Call(config, wanted, operand, Layouts(), device)
+            assert (made.told["way_in"], made.told["way_out"]) == (way, "rows")
+            assert (made.told["slice_stages"] > 1) == (config.endswith("g2") and way == "turned")
+            assert made.told["grid"] < 3
+            for schedule in SCHEDULES:
+                assert made.error(made.play(schedule)[0]) <= 1
+            pairs = Call(config, problem(1, (24, 40), (9, 16), 3, 1, 1), operand, Layouts(), device)
+            assert pairs.told["way_out"] == "pairs" and (pairs.told["slice_stages"] > 1) == config.endswith("g2")
