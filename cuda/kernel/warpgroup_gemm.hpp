@@ -4,6 +4,7 @@
 #include "collective/patch_loader.hpp"
 #include "collective/patch_rounding.hpp"
 #include "collective/patch_turning.hpp"
+#include "collective/plane_products.hpp"
 #include "collective/slice_exchange.hpp"
 
 namespace convt {
@@ -17,6 +18,7 @@ struct WarpgroupGemm {
   using Filter = FilterLoader<kConfig, kOperand>;
   using Patch = PatchLoader<kConfig, kOperand>;
   using Sums = Mma<kConfig, kOperand>;
+  using Products = PlaneProducts<kConfig, kOperand, kWayIn>;
   using Output = Epilogue<kConfig, kOperand>;
   using Exits = ExitTable<kConfig, kOperand>;
   using Slices = SliceExchange<WarpgroupGemm>;
@@ -439,42 +441,30 @@ struct WarpgroupGemm {
       group.wait(barrier(params, ready, from.stage), from.parity);
       const std::int32_t pixels = begin + from.stage * params.shared.patch_stage_bytes;
       const std::int32_t plane_bytes = shifts.pixels * 16;
+      const auto each_shift = [&]<int kPlanes>(std::integral_constant<int, kPlanes>) {
 #pragma unroll 1
-      for (std::int32_t shift = 0; shift < shifts.shifts; ++shift) {
-        group.wait(barrier(params, kFilterFull, use.stage), use.parity);
-        const std::int32_t filter = Filter::stage_offset(use.stage), first = pixels + offset * kPixel;
-        // Asked for before the products, whose reads of shared memory it would wait for.
-        const std::int32_t announced = group.announced(filter + Filter::kHeader);
-        group.each_warp(states, [=, &params](Warp& warp, State& state) {
-          const std::int32_t rows = filter + warp.index() % kConfig.warps_m / 4 * kGroupRows * 16;
-          const std::int32_t* const runs = params.runs + warp.index() / kConfig.warps_m * 2;
-          const std::int32_t left = first + runs[0] * kPixel, right = first + runs[1] * kPixel;
-          warp.begin_products(state.sums.sum[0]);
-#pragma unroll
-          for (int plane = 0; plane < kConfig.planes; plane += kMmaPlanes) {
-            const std::int32_t a = rows + plane * kConfig.rows * 16;
-            if constexpr (kWayIn == WayIn::boxes) {
-              warp.template multiply_boxes<kOperand, 0, kPixel>(state.sums.sum[0], a, kConfig.rows * 16,
-                                                                left + plane * 16);
-              warp.template multiply_boxes<kOperand, 16, kPixel>(state.sums.sum[0], a, kConfig.rows * 16,
-                                                                 right + plane * 16);
-            } else {
-              const std::int32_t on = plane * plane_bytes;
-              warp.template multiply_group<kOperand, 0>(state.sums.sum[0], a, kConfig.rows * 16, left + on,
-                                                        plane_bytes);
-              warp.template multiply_group<kOperand, 16>(state.sums.sum[0], a, kConfig.rows * 16, right + on,
-                                                         plane_bytes);
-            }
-          }
-          warp.commit_products(state.sums.sum[0]);
-        });
-        group.each_warp(states, [](Warp& warp, State& state) { warp.template wait_products<1>(state.sums.sum[0]); });
-        offset = group.arrived(announced);
-        // The step before is done.
-        if (last_filter >= 0) group.arrive_warps(barrier(params, kFilterEmpty, last_filter));
-        if (shift == 0 && last_patch >= 0) group.arrive_warps(barrier(params, kPatchEmpty, last_patch));
-        last_filter = use.stage;
-        use.next();
+        for (std::int32_t shift = 0; shift < shifts.shifts; ++shift) {
+          group.wait(barrier(params, kFilterFull, use.stage), use.parity);
+          const std::int32_t filter = Filter::stage_offset(use.stage), first = pixels + offset * kPixel;
+          // Asked for before the products, whose reads of shared memory it would wait for.
+          const std::int32_t announced = group.announced(filter + Filter::kHeader);
+          group.each_warp(states, [=, &params](Warp& warp, State& state) {
+            Products::template run<kPlanes>(warp, state.sums.sum[0], params, filter, first, plane_bytes);
+          });
+          group.each_warp(states, [](Warp& warp, State& state) { warp.template wait_products<1>(state.sums.sum[0]); });
+          offset = group.arrived(announced);
+          // The step before is done.
+          if (last_filter >= 0) group.arrive_warps(barrier(params, kFilterEmpty, last_filter));
+          if (shift == 0 && last_patch >= 0) group.arrive_warps(barrier(params, kPatchEmpty, last_patch));
+          last_filter = use.stage;
+          use.next();
+        }
+      };
+      // Half the planes of a chunk, where the others have no channels.
+      if (params.in_channels - chunk * Patch::kChunk <= Patch::kChunk / 2) {
+        each_shift(std::integral_constant<int, kConfig.planes / 2>{});
+      } else {
+        each_shift(std::integral_constant<int, kConfig.planes>{});
       }
       last_patch = from.stage;
       from.next(patch_stages(params));

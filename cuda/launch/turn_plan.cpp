@@ -67,7 +67,8 @@ bool can_turn(const TurnShape& shape) {
   double pixels = 1;
   for (const std::int64_t extent : shape.extents) pixels *= double(extent);
   const double tiles = double(shape.images) * (pixels / 64 + 1) * (width / 8 + 1);
-  return pixels < most - 256 && tiles < most && width < most;
+  const double images = double(shape.images) * double(shape.groups);   // turned groups are further images
+  return pixels < most - 256 && tiles < most && width < most && images < most;
 }
 
 double turning_time(const TurnShape& shape, Operand operand, const DeviceTraits& device) {
