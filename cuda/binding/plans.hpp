@@ -29,8 +29,8 @@ struct Plan {
   // The operator that answers, or those of the gradients of input and weight; null where nobody asks for one.
   std::array<nanobind::object, 2> owner;
   std::array<const PreparedOperator*, 2> operators{};
-  nanobind::object joint;  // both gradients at once, where ATen shares their setup
-  bool weight_first = false;  // of the gradients
+  nanobind::object joint;  // both gradients at once, where they share something
+  bool weight_first = false;  // the weight's gradient before the input's
   nanobind::object form;   // what a node remembers of a forward call
   nanobind::object bias_size, bias_axes;  // of grad_bias: by native code, or as PyTorch's sum
   nanobind::object bias_sum, bias_workspace;  // of native code on a GPU: a ChannelSum, and the size for new_empty

@@ -164,7 +164,8 @@ std::variant<GemmPlan, std::string> build(const GemmWork& work, const GemmChoice
   };
   const WayOut leaves = way_out(work, choice.box, choice.block_channels);
   const bool apart = work.stores_apart(leaves);
-  lay_out(kPatchStages, kRowStages, apart ? 0 : 1);
+  std::int32_t slices = apart ? 0 : 1;
+  lay_out(kPatchStages, kRowStages, slices);
   if (in_lines(work.way)) {
     plan.box = box_of(work, patch_shape(choice.box, {}));
     if (work.way == WayIn::turned) {
@@ -174,7 +175,6 @@ std::variant<GemmPlan, std::string> build(const GemmWork& work, const GemmChoice
     }
     const std::int32_t patches = work.way == WayIn::rows ? kPatchStages : wanted_stages(blocks, params.chunks);
     const std::int32_t rows = work.way == WayIn::rows ? 2 * kRowStages : kRowStages;
-    std::int32_t slices = apart ? 0 : 1;
     const auto more_slices = [&] {
       for (std::int32_t stages = kSliceStages + 1; apart && stages <= kMostSliceStages; ++stages) {
         if (lay_out(params.shared.patch_stages, work.way == WayIn::rows ? params.shared.row_stages : kRowStages,

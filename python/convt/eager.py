@@ -161,9 +161,7 @@ def _joint(
     """What computes both gradients of (grad_output, input, weight) at once, where they share something."""
     if gradients.is_joint(to_input, to_weight, input):
         return partial(gradients.by_aten, to_input, to_weight, geometry=geometry)
-    keys = operand(grad_output), operand(weight), operand(input)
-    switches = operators._switches("grad_input", grad_output), operators._switches("grad_weight", grad_output)
-    turned = gradients.turned_once(*keys, geometry, last, *switches)
+    turned = gradients.turned_once(gradients.ask(grad_output, input, weight, geometry, last))
     return None if turned is None else partial(gradients.by_turned, turned, geometry=geometry)
 
 

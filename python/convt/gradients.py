@@ -23,29 +23,39 @@ def both(
     grad_output: Tensor, input: Tensor, weight: Tensor, geometry: Geometry, channels_last: bool
 ) -> tuple[Tensor, Tensor]:
     """grad_input and grad_weight."""
-    keys = operand(grad_output), operand(weight), operand(input)
-    switches = operators._switches("grad_input", input), operators._switches("grad_weight", input)
-    calls = _calls(*keys, geometry, channels_last, *switches)
+    asked = ask(grad_output, input, weight, geometry, channels_last)
+    calls = _calls(asked)
     if is_joint(*calls, input):
         return by_aten(*calls, grad_output, input, weight, geometry)
-    turned = turned_once(*keys, geometry, channels_last, *switches)
+    turned = turned_once(asked)
     if turned is not None:
         return by_turned(turned, grad_output, input, weight, geometry)
     return _one_by_one(*calls, grad_output, input, weight, geometry)
 
 
-def _calls(
-    grad_output: OperandKey,
-    weight: OperandKey,
-    input: OperandKey,
-    geometry: Geometry,
-    channels_last: bool,
-    for_input: Switches,
-    for_weight: Switches,
-) -> tuple[Call, Call]:
+class Asked(NamedTuple):
+    """What the plans of both gradients depend on."""
+
+    grad_output: OperandKey
+    input: OperandKey
+    weight: OperandKey
+    geometry: Geometry
+    channels_last: bool
+    to_input: Switches
+    to_weight: Switches
+
+
+def ask(grad_output: Tensor, input: Tensor, weight: Tensor, geometry: Geometry, channels_last: bool) -> Asked:
+    keys = operand(grad_output), operand(input), operand(weight)
+    switches = (operators._switches(name, grad_output) for name in ("grad_input", "grad_weight"))
+    return Asked(*keys, geometry, channels_last, *switches)
+
+
+def _calls(asked: Asked) -> tuple[Call, Call]:
+    grad_output, input, weight, geometry, channels_last, to_input, to_weight = asked
     return (
-        operators._grad_input_call(grad_output, weight, geometry, channels_last, *for_input),
-        operators._grad_weight_call(grad_output, input, weight[0][2:], geometry, channels_last, *for_weight),
+        operators._grad_input_call(grad_output, weight, geometry, channels_last, *to_input),
+        operators._grad_weight_call(grad_output, input, weight[0][2:], geometry, channels_last, *to_weight),
     )
 
 
@@ -107,23 +117,16 @@ class Turned(NamedTuple):
 
 
 @lru_cache(maxsize=4096)
-def turned_once(
-    grad_output: OperandKey,
-    weight: OperandKey,
-    input: OperandKey,
-    geometry: Geometry,
-    channels_last: bool,
-    for_input: Switches,
-    for_weight: Switches,
-) -> Turned | None:
+def turned_once(asked: Asked) -> Turned | None:
     """One copy for both gradients; None where the cost model says it does not pay, or somebody chose the kernels.
 
     Of 16-bit elements, without groups: such a copy is an ordinary tensor, which either kernel takes as it lies.
     """
-    sizes, strides, dtype, device, layout = grad_output
-    if dtype.itemsize != 2 or geometry.groups > 1 or for_input[2:] != (None,) or for_weight[2:] != (None,):
+    sizes, strides, dtype, device, layout = asked.grad_output
+    is_forced = asked.to_input[2:] != (None,) or asked.to_weight[2:] != (None,)
+    if is_forced or dtype.itemsize != 2 or asked.geometry.groups > 1:
         return None
-    apart = _calls(grad_output, weight, input, geometry, channels_last, for_input, for_weight)
+    apart = _calls(asked)
     plans = [call.cuda for call in apart]
     if None in plans or any(call.choice.kernel for call in apart):
         return None
@@ -136,8 +139,7 @@ def turned_once(
     )
     if turning is None:
         return None
-    copy = sizes, tuple(turning.strides), dtype, device, layout
-    together = _calls(copy, weight, input, geometry, channels_last, for_input, for_weight)
+    together = _calls(asked._replace(grad_output=(sizes, tuple(turning.strides), dtype, device, layout)))
     once = turning.predicted_us + _predicted(together) + LEAD
     pays = once < _predicted(apart) * (1 if all(would_turn) else SURE)
     return Turned(turning, *together) if pays else None
