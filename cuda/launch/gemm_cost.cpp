@@ -132,18 +132,25 @@ constexpr Sides kApart{0.87, 1, 2810, 1, 507, 0.23, 1.07, 0.5, 0.15, 15.5};
 struct Handing {
   double leaving, storing;
 };
-Handing handing(WayOut way, int bytes) {
+Handing handing(WayOut way, int bytes, bool even) {
   const bool half = bytes == 2;
   switch (way) {
     case WayOut::pixels:
       return half ? Handing{0, 2540} : Handing{5040, 1730};
     case WayOut::rows:
-      return half ? Handing{3420, 5840} : Handing{2760, 11000};
+      return half ? Handing{even ? 4300.0 : 7000.0, 5840} : Handing{even ? 4860.0 : 8890.0, 11000};
     case WayOut::pairs:
       return half ? Handing{0, 1500} : Handing{2160, 3540};
     default:
       return half ? Handing{3390, 510} : Handing{4210, 4120};
   }
+}
+
+// Of rows that those who multiply store: by pieces of 16 bytes, or by words wherever a row begins.
+double rows_weight(const GemmWork& work) {
+  const bool half = operand_bytes(work.operand) == 2, alone = work.way == WayIn::rows && work.config.blocks == 1;
+  if (!work.even) return half ? 1 : 1.9;
+  return half && alone ? 0.35 : half ? 0.75 : 1;
 }
 
 // Bytes through L2 for those that a row of a patch has. Rows that start anywhere take a sector more than they fill; pixels of one
@@ -187,6 +194,7 @@ GemmWork gemm_work(const GemmShape& shape, const DeviceTraits& device, const Til
           tensor_bytes(shape.problem, bytes),
           leaves_by_pixels(shape, config),
           leaves_by_rows(shape, config),
+          aligned_bytes(shape, bytes) == 16,
           way};
 }
 
@@ -295,7 +303,7 @@ std::optional<TileWork> work_of(const GemmWork& work, const std::vector<BlockShi
     const double sums = config.warp_rows() * config.warp_pixels() / 32.0;
     const double staged = pieces / 32 * (whole ? 40 : 120) + config.warps() * 400.0;
     if (work.stores_apart(tile.way)) {
-      const Handing apart = handing(tile.way, bytes);
+      const Handing apart = handing(tile.way, bytes, work.even);
       leaving += 4 * apart.leaving;
       storing +=
           4 * apart.storing * (work.patch_work() == PatchWork::none ? 1 : 2);   // else half of them have other work
@@ -305,8 +313,9 @@ std::optional<TileWork> work_of(const GemmWork& work, const std::vector<BlockShi
                                                               : 3.1) *
                                                     staged   // while loaders wait
                  : tile.way == WayOut::pixels ? config.warps() * (bytes == 2 ? 140 + 3.5 * sums : 370 + 16.7 * sums)
-                 : tile.way == WayOut::rows   ? config.warps() * (bytes == 2 ? 470 + 23.6 * sums : 230 + 18 * sums)
-                                              : config.warps() * (240 + (tile.way == WayOut::pairs ? 2 : 4) * sums);
+                 : tile.way == WayOut::rows
+                     ? config.warps() * (bytes == 2 ? 470 + 23.6 * sums : 230 + 18 * sums) * rows_weight(work)
+                     : config.warps() * (240 + (tile.way == WayOut::pairs ? 2 : 4) * sums);
     }
     loading += in_lines(work.way) ? working_on(work, double(block.spans.size()), pixels, units)
                                   : batches * config.warps() * (60 + (loads > 1 ? 70 : 0));

@@ -38,6 +38,7 @@ struct GemmWork {
   std::int64_t capacity;          // pixels of a patch
   double bytes;                   // of all tensors
   bool by_pixels, by_rows;        // what leaves_by_pixels and leaves_by_rows say
+  bool even;                      // whether rows of the output begin at multiples of 16 bytes
   WayIn way;
 
   PatchWork patch_work() const {

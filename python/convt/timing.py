@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -20,6 +21,10 @@ _Seconds = tuple[float, float]  # of a call, and of its first part (0 where it h
 
 _FLUSH_BYTES = 256 << 20  # more than any L2 cache of a GPU
 _SHORTEST = 2e-4  # seconds; on a CPU, shorter calls are repeated within one turn
+_FURTHEST = (
+    5e-3  # seconds that a CPU is ahead of its GPU at most; a call that takes longer to launch is not waiting to run
+)
+_MARGIN = 1.5  # of the time that a launch took
 
 
 @dataclass(frozen=True)
@@ -77,26 +82,21 @@ def interleaved(
 
     Args:
         seconds: how long all calls together may take; at least `least_turns` turns are taken whatever they cost.
-        device: "cuda" measures the current GPU with CUDA events and a cold L2 cache.
+        device: "cuda" measures the current GPU with CUDA events and a cold L2 cache, without what launching takes.
         after_turn: told the fraction done, in (0, 1], after every turn.
     """
-    on_gpu = torch.device(device).type == "cuda"
-
-    def once(call: Call, repeat: int) -> _Seconds:
-        if isinstance(call, Apart):
-            return call.run(lambda inner: once(inner, repeat))
-        return _once_cuda(call) if on_gpu else _once_cpu(call, repeat)
-
-    cost = [once(call, 1)[0] for call in calls]
-    if max(cost) < seconds:  # the first call pays for what later ones find ready
-        cost = [once(call, 1)[0] for call in calls]
-    repeats = [max(1, round(_SHORTEST / c)) for c in cost]
-    taken: list[list[_Seconds]] = [[] for _ in calls]
+    racing = [(_Gpu if torch.device(device).type == "cuda" else _Cpu)(call) for call in calls]
+    cost = [rival.turn() for rival in racing]
+    if max(seconds_of for seconds_of, _ in cost) < seconds:  # the first call pays for what later ones find ready
+        cost = [rival.turn() for rival in racing]
+    for rival, (seconds_of, _) in zip(racing, cost, strict=True):
+        rival.repeat = max(1, round(_SHORTEST / seconds_of))
+    taken: list[list[_Seconds]] = [[] for _ in racing]
     start = time.perf_counter()
     turns, elapsed = 0, 0.0
     while turns < least_turns or elapsed < seconds:
-        for times, call, repeat in zip(taken, calls, repeats, strict=True):
-            times.append(once(call, repeat))
+        for times, rival in zip(taken, racing, strict=True):
+            times.append(rival.turn())
         turns += 1
         elapsed = time.perf_counter() - start
         if after_turn is not None:
@@ -125,27 +125,58 @@ def _run(call: Call, between: Callable[[], object]) -> None:
         call()
 
 
-def _once_cpu(call: Call, repeat: int) -> _Seconds:
-    middles: list[float] = []
-    start, spent = time.perf_counter(), 0.0
-    for _ in range(repeat):
-        begin = time.perf_counter() if isinstance(call, Parts) else 0.0
-        _run(call, lambda: middles.append(time.perf_counter()))
-        if middles:
-            spent += middles.pop() - begin
-    return (time.perf_counter() - start) / repeat, spent / repeat
+class _Cpu:
+    """A call and how often it runs in a turn."""
+
+    def __init__(self, call: Call) -> None:
+        self.call, self.repeat = call, 1
+
+    def turn(self) -> _Seconds:
+        return self.call.run(self._once) if isinstance(self.call, Apart) else self._once(self.call)
+
+    def _once(self, call: Call) -> _Seconds:
+        middles: list[float] = []
+        start, spent = time.perf_counter(), 0.0
+        for _ in range(self.repeat):
+            begin = time.perf_counter() if isinstance(call, Parts) else 0.0
+            _run(call, lambda: middles.append(time.perf_counter()))
+            if middles:
+                spent += middles.pop() - begin
+        return (time.perf_counter() - start) / self.repeat, spent / self.repeat
 
 
-def _once_cuda(call: Call) -> _Seconds:
-    # While the GPU writes the buffer, the CPU gets ahead of it: what is timed is the call, not its launch.
-    _flush_buffer(torch.cuda.current_device()).zero_()
-    begin, middle, end = (_event() for _ in range(3))
+class _Gpu(_Cpu):
+    """A call, which runs once in a turn, and the least time that launching all of it took."""
+
+    launch = _FURTHEST
+
+    def _once(self, call: Call) -> _Seconds:
+        # While the GPU writes the buffer, the CPU gets ahead of it: what is timed is the call, not its launch.
+        index = torch.cuda.current_device()
+        for _ in range(1 + math.ceil(_MARGIN * self.launch / _flush_seconds(index))):
+            _flush_buffer(index).zero_()
+        begin, middle, end = (_event() for _ in range(3))
+        start = time.perf_counter()
+        begin.record()
+        _run(call, middle.record)
+        end.record()
+        self.launch = min(self.launch, time.perf_counter() - start)
+        end.synchronize()
+        first = float(begin.elapsed_time(middle)) * 1e-3 if isinstance(call, Parts) else 0.0
+        return float(begin.elapsed_time(end)) * 1e-3, first
+
+
+@lru_cache(maxsize=8)
+def _flush_seconds(index: int) -> float:
+    """How long writing the buffer takes."""
+    buffer, begin, end = _flush_buffer(index), _event(), _event()
+    buffer.zero_()
     begin.record()
-    _run(call, middle.record)
+    for _ in range(10):
+        buffer.zero_()
     end.record()
     end.synchronize()
-    first = float(begin.elapsed_time(middle)) * 1e-3 if isinstance(call, Parts) else 0.0
-    return float(begin.elapsed_time(end)) * 1e-3, first
+    return float(begin.elapsed_time(end)) * 1e-4
 
 
 @lru_cache(maxsize=8)
