@@ -79,6 +79,10 @@ struct Gradients {
   // (grad_input, grad_weight, grad_bias), None where nobody asked.
   PyObject* compute(const Plan& plan) const {
     Owned results[3] = {Owned(nullptr), Owned(nullptr), Owned(nullptr)};
+    if (wanted & 4) {   // first: its partial sums meet no other result
+      results[2].object = bias_of(plan);
+      if (!results[2]) return nullptr;
+    }
     if (plan.joint.is_valid()) {
       PyObject* arguments[3] = {grad_output, input, weight};
       const Owned both(PyObject_Vectorcall(plan.joint.ptr(), arguments, 3, nullptr));
@@ -91,10 +95,6 @@ struct Gradients {
       results[which].object = run(*plan.operators[which], grad_output, which == 0 ? weight : input, nullptr,
                                   described_output, which == 0 ? described_weight : described_input, nullptr);
       if (!results[which]) return nullptr;
-    }
-    if (wanted & 4) {
-      results[2].object = bias_of(plan);
-      if (!results[2]) return nullptr;
     }
     const auto given = [&](int which) { return results[which] ? results[which].object : Py_None; };
     return PyTuple_Pack(3, given(0), given(1), given(2));

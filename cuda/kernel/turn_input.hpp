@@ -28,13 +28,13 @@ struct TurnParams {
   std::int32_t images;
   TurnFrom from;
   std::int32_t piece;               // every channel of an image has whole, aligned ones
-  std::int32_t vectors_log2;        // of channels, in a tile: 1 to 3
+  std::int32_t vectors_log2;        // of channels, in a tile: 0 to 3
   FastDivisor by_width, by_height, by_pitch, by_channel_blocks, by_pixel_blocks;
 };
 
 // A thread block turns a tile of 8 KB in shared memory: 128 bytes of channels and 64 pixels, or fewer and more. Both tensors are met as
-// they lie. Between them is a pixel's line of vectors, which change places by the vector of pixels that it is one of: neither the
-// words of those who fetch nor the vectors of those who store meet in a bank, of 128 bytes.
+// they lie. Between them is a line of vectors for every pixel. The eight vectors of 128 bytes change places by the vector of pixels
+// that they belong to: neither the words of those who fetch nor the vectors of those who store meet in a bank.
 template <Operand kOperand>
 struct TurnInput {
   using Params = TurnParams;
@@ -156,8 +156,7 @@ struct TurnInput {
   }
   // The word where a vector of channels of a pixel lies.
   static CONVT_HOST_DEVICE std::int32_t line(const TurnParams& params, std::int32_t pixel, std::int32_t vector) {
-    const std::int32_t exchanged = vector ^ (pixel / kVector & ((1 << params.vectors_log2) - 1));
-    return ((pixel << params.vectors_log2) + exchanged) * 4;
+    return (((pixel << params.vectors_log2) + vector) ^ (pixel / kVector & 7)) * 4;
   }
 
   // Where a channel of the target comes from.
@@ -202,10 +201,9 @@ struct TurnInput {
     }
 #pragma unroll
     for (int round = 0; round < rounds; ++round) {
-      const std::int32_t to = line(params, first[round], vector[round]) + word;   // all in a vector of pixels alike
 #pragma unroll
       for (int pixel = 0; pixel < kVector; ++pixel) {
-        shared[to + (pixel * 4 << params.vectors_log2)] = word_of(channels[round], pixel);
+        shared[line(params, first[round] + pixel, vector[round]) + word] = word_of(channels[round], pixel);
       }
     }
   }

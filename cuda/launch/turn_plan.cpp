@@ -44,7 +44,7 @@ TurnParams plan_turning(const TurnShape& shape, Operand operand) {
   params.pitch = std::int32_t(shape.pitch);
   params.groups = std::int32_t(shape.groups);
   params.images = std::int32_t(shape.images);
-  params.vectors_log2 = 1;
+  params.vectors_log2 = 0;
   while (params.vectors_log2 < 3 && vector << params.vectors_log2 < shape.pitch) ++params.vectors_log2;
   params.by_width = FastDivisor(shape.extents[2]);
   params.by_height = FastDivisor(shape.extents[1]);

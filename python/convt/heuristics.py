@@ -57,7 +57,8 @@ def choose_cuda(
     "ieee" or "tf32", counts for float32, bias for the forward alone. Read off the layers of KernelBench and of the zoo,
     145 in all, on an H200 (docs/tuning.md): cuDNN wins strided layers of many channels, and most whose tensors are
     channels_last; those that have a bias it wins seldom. Layers whose step is short are native whole where two
-    operators are: kernels of two kinds take longer to lead than to run.
+    operators are: kernels of two kinds take longer to lead than to run. Only those whose channels are so few, or whose
+    images are single pixels, that one kind takes several times as long as the other, are mixed then as well.
     """
     if problem.groups > 1 or dtype is torch.float64:
         return "native"
@@ -66,7 +67,8 @@ def choose_cuda(
         return "native"
     half = dtype in (torch.bfloat16, torch.float16)
     native = {name: _is_faster(problem, name, strict, half, channels_last) for name in _CUDA_RULES}
-    whole = not strict and is_light(problem, dtype) and sum(native.values()) > 1
+    light = not strict and is_light(problem, dtype) and not _is_mixed(problem, half)
+    whole = light and sum(native.values()) > 1
     return "native" if whole or native[operator] else "aten"
 
 
@@ -86,7 +88,26 @@ def is_better_whole(problem: Problem, dtype: torch.dtype, native: int) -> bool:
     """
     # That sum alone is worth 20 to 160 us of a large output (H200), and Python's lead of cuDNN's gradients 60.
     results = problem.batch * problem.out_channels * math.prod(problem.output)
-    return is_light(problem, dtype) or (native == 0 and results < 12_000_000)
+    light = is_light(problem, dtype) and not (native and _is_mixed(problem, dtype.itemsize == 2))
+    return light or (native == 0 and results < 12_000_000)
+
+
+def _is_mixed(problem: Problem, half: bool) -> bool:
+    """Whether one operator of a light layer gains so much from native code, and another so little, that they differ."""
+    return _is_narrow(problem, half) or (_is_of_pixels(problem) and not half)
+
+
+def _is_narrow(problem: Problem, half: bool) -> bool:
+    """Whether grad_output has so few channels that cuDNN's grad_input takes less time.
+
+    Its time grows with them, ours begins to at 8 or 16 (H200: 1, 2, 3, 4 and 8 channels of four layers of the zoo).
+    """
+    return problem.out_channels < (3 if half and problem.rank < 3 else 4)
+
+
+def _is_of_pixels(problem: Problem) -> bool:
+    """The first layer of a generator, whose forward cuDNN sees as the matrix product that it is in 16 bits alone."""
+    return math.prod(problem.input) == 1
 
 
 def _channels(problem: Problem) -> tuple[int, int]:
@@ -115,6 +136,8 @@ def _cuda_forward(problem: Problem, strict: bool, half: bool, channels_last: boo
             solid = problem.rank == 3 and (not scattered or few <= 32 or problem.taps >= 27)
             return few <= 32 or long or _is_dilated(problem) or solid
         thin = few <= (32 if scattered else 4) or (not _is_strided(problem) and many <= 64)
+        if problem.rank == 3 and scattered:
+            return problem.in_channels <= 64
         return thin or long or _is_dilated(problem) or (problem.rank == 3 and problem.in_channels <= 64)
     if not scattered:
         return problem.taps > 1
@@ -139,23 +162,25 @@ def _cuda_forward(problem: Problem, strict: bool, half: bool, channels_last: boo
 
 def _is_faster(problem: Problem, operator: str, strict: bool, half: bool, channels_last: bool) -> bool:
     """Whether an operator's kernels are, by themselves."""
-    if math.prod(problem.input) == 1:  # the first layer of a generator: cuDNN sees the matrix product in 16 bits alone
-        return not half and operator != "grad_input"
+    if _is_of_pixels(problem):
+        return not half and operator == "forward"
     return _CUDA_RULES[operator](problem, strict, half, channels_last)
 
 
 def _cuda_grad_input(problem: Problem, strict: bool, half: bool, channels_last: bool) -> bool:
     few, many = _channels(problem)
-    if few <= 4:  # a reduction over few channels wastes most of what tensor cores multiply
+    if _is_narrow(problem, half) or problem.in_channels <= 4 or (few <= 4 and (strict or channels_last)):
         return False
     if strict:
         return channels_last or not _is_strided(problem) or problem.taps >= 16 or many <= 64
     if channels_last:
         thin = many <= (32 if half else 64)
-        return not _is_scattered(problem) and (problem.rank == 3 or problem.taps > 9 or thin)
+        if _is_scattered(problem):  # cuDNN takes six times as long for stylegan2's 64 to 32
+            return few <= 32 and problem.rank == 2 and not half
+        return problem.rank == 3 or problem.taps > 9 or thin
     if not _is_scattered(problem):
         return problem.taps > 1
-    if _is_long(problem) or (_is_single(problem) and problem.rank == 2):
+    if _is_long(problem) or (_is_single(problem) and problem.rank == 2 and (half or problem.in_channels < 512)):
         return True
     if half and _is_upsampler(problem) and problem.batch * _pixels(problem) >= 4096 and problem.in_channels < 1024:
         return True
@@ -180,6 +205,8 @@ def _cuda_grad_weight(problem: Problem, strict: bool, half: bool, channels_last:
     if half:
         deep = 256 if problem.rank == 3 and _is_single(problem) else 384 if _is_upsampler(problem, 4) else 192
         return problem.in_channels <= deep
+    if problem.rank == 2 and few >= 512 and problem.batch * _pixels(problem) >= 1 << 13:
+        return False
     return problem.in_channels < 512 or problem.input[-1] % 4 == 0  # else copies of a word each
 
 
