@@ -64,6 +64,7 @@ struct Gradients {
       const auto bytes = nb::cast<std::int64_t>(plan->bias_sum.attr("workspace_bytes"));
       if (bytes > 0) plan->bias_workspace = nb::make_tuple(bytes);
     }
+    plan->bias_first = nb::cast<bool>(answer[7]);
     return plan;
   }
 
@@ -79,10 +80,8 @@ struct Gradients {
   // (grad_input, grad_weight, grad_bias), None where nobody asked.
   PyObject* compute(const Plan& plan) const {
     Owned results[3] = {Owned(nullptr), Owned(nullptr), Owned(nullptr)};
-    if (wanted & 4) {   // first: its partial sums meet no other result
-      results[2].object = bias_of(plan);
-      if (!results[2]) return nullptr;
-    }
+    const auto sum_bias = [&] { return !(wanted & 4) || (results[2].object = bias_of(plan)); };
+    if (plan.bias_first && !sum_bias()) return nullptr;
     if (plan.joint.is_valid()) {
       PyObject* arguments[3] = {grad_output, input, weight};
       const Owned both(PyObject_Vectorcall(plan.joint.ptr(), arguments, 3, nullptr));
@@ -96,6 +95,7 @@ struct Gradients {
                                   described_output, which == 0 ? described_weight : described_input, nullptr);
       if (!results[which]) return nullptr;
     }
+    if (!plan.bias_first && !sum_bias()) return nullptr;
     const auto given = [&](int which) { return results[which] ? results[which].object : Py_None; };
     return PyTuple_Pack(3, given(0), given(1), given(2));
   }

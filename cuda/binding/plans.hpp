@@ -31,6 +31,7 @@ struct Plan {
   std::array<const PreparedOperator*, 2> operators{};
   nanobind::object joint;  // both gradients at once, where they share something
   bool weight_first = false;  // the weight's gradient before the input's
+  bool bias_first = false;    // the bias' before both
   nanobind::object form;   // what a node remembers of a forward call
   nanobind::object bias_size, bias_axes;  // of grad_bias: by native code, or as PyTorch's sum
   nanobind::object bias_sum, bias_workspace;  // of native code on a GPU: a ChannelSum, and the size for new_empty

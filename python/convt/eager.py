@@ -125,10 +125,10 @@ def _calls(
 def _resolve_gradients(
     grad_output: Tensor, input: Tensor, weight: Tensor, numbers: tuple[Any, ...], wanted: int
 ) -> tuple[
-    Described | None, Described | None, bool, Callable[..., Any] | None, Ints | None, Ints, _C.ChannelSum | None
+    Described | None, Described | None, bool, Callable[..., Any] | None, Ints | None, Ints, _C.ChannelSum | None, bool
 ]:
     """The operators that compute the gradients of a call, and whether the second one comes first, or what computes
-    both; then size and axes of the bias', and how a GPU sums it."""
+    both; then size and axes of the bias', how a GPU sums it, and whether that comes first."""
     geometry = Geometry(*numbers)
     last = operators.is_channels_last(input.dtype, operand(input)[:2], operand(weight)[:2])
     to_input, to_weight = _calls(
@@ -137,7 +137,8 @@ def _resolve_gradients(
     key, backend = operand(grad_output), settings.current_backend()
     summed = channel_sum(key, backend) if key[3].type == "cuda" else None
     native_bias = summed is not None or (key[3].type == "cpu" and backend != "aten")
-    bias = (grad_output.shape[1],) if native_bias else None, (0, *range(2, grad_output.dim())), summed
+    bias_first = gradients.is_bias_first(to_input, to_weight, grad_output.stride())
+    bias = (grad_output.shape[1],) if native_bias else None, (0, *range(2, grad_output.dim())), summed, bias_first
     weight_first = False
     if to_input is not None and to_weight is not None:
         weight_first = gradients.is_weight_first(to_input, to_weight, grad_output.stride())

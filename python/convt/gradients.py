@@ -77,9 +77,22 @@ def is_weight_first(to_input: Call, to_weight: Call, strides: Ints) -> bool:
     """
     if to_input.native == to_weight.native:
         return _workspace_of(to_weight) > _workspace_of(to_input)
-    problem = to_input.problem
-    copies = strides[1] != 1 and problem.in_channels % 8 == 0 and problem.out_channels % 8 == 0
-    return to_input.native if copies else to_weight.native
+    return to_input.native if _copies(to_input, strides) else to_weight.native
+
+
+def is_bias_first(to_input: Call | None, to_weight: Call | None, strides: Ints) -> bool:
+    """Whether the bias' gradient comes before both: its partial sums, some kilobytes, then meet no result of theirs.
+
+    Where cuDNN's workspace is more than they take it comes last.
+    """
+    atens = [call for call in (to_input, to_weight) if call is not None and not call.native]
+    return not atens or not _copies(atens[0], strides)
+
+
+def _copies(call: Call, strides: Ints) -> bool:
+    """Whether cuDNN would copy a gradient's operands; strides are grad_output's."""
+    problem = call.problem
+    return strides[1] != 1 and problem.in_channels % 8 == 0 and problem.out_channels % 8 == 0
 
 
 def _workspace_of(call: Call) -> int:

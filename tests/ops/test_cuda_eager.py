@@ -272,3 +272,27 @@ def test_second_derivatives(gpu, native):
     assert torch.autograd.gradcheck(lambda *t: function(*t, **problem.keywords), tensors, fast_mode=True)
     assert torch.autograd.gradgradcheck(lambda *t: function(*t, **problem.keywords), tensors, fast_mode=True)
     assert {launch.operator for launch in gpu.ran} == set(planning.OPERATORS)
+
+
+@pytest.mark.parametrize("channels", (8, 6))
+@pytest.mark.parametrize("refused", ("grad_input", None))
+def test_a_bias_gradient_comes_first_unless_cudnn_needs_more(gpu, monkeypatch, refused, channels):
+    """Its partial sums then meet no other result, or beside cuDNN's copies it is none itself."""
+    monkeypatch.setattr(planning.heuristics, "choose_cuda", lambda *_: "native")
+    gpu.refuses = {refused: "no kernel can"} if refused else {}
+    came = []
+
+    class Came(list):
+        def append(self, plan):
+            came.append("grad_bias" if isinstance(plan, dict) else plan.operator)
+
+    gpu.ran, gpu.summed = Came(), Came()
+    real = operators._convolution
+    monkeypatch.setattr(operators, "_convolution", lambda *given: (came.append(refused), real(*given))[1])
+    shapes = ((2, 8, 5, 7), (8, channels, 3, 3), (channels,))
+    tensors = [torch.rand(shape).requires_grad_() for shape in shapes]
+    for _ in range(3):  # the first call is planned in Python
+        output = convt.conv_transpose2d(*tensors, stride=2)
+        came.clear()
+        torch.autograd.grad(output, tensors, torch.rand_like(output))
+    assert len(came) == 3 and came.index("grad_bias") == (2 if refused and channels == 8 else 0), came
