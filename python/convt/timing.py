@@ -25,6 +25,7 @@ _FURTHEST = (
     5e-3  # seconds that a CPU is ahead of its GPU at most; a call that takes longer to launch is not waiting to run
 )
 _MARGIN = 1.5  # of the time that a launch took
+_TRIES = 3  # of a turn whose launch took longer than was waited for
 
 
 @dataclass(frozen=True)
@@ -146,24 +147,35 @@ class _Cpu:
 
 
 class _Gpu(_Cpu):
-    """A call, which runs once in a turn, and the least time that launching all of it took."""
+    """A call, which runs once in a turn, and how long launching all of it takes, lately."""
 
     launch = _FURTHEST
 
     def _once(self, call: Call) -> _Seconds:
+        for _ in range(_TRIES):
+            seconds, launch, ahead = self._launched(call)
+            # Sooner more than less: a processor that was busy once may be so again.
+            self.launch = launch if launch > self.launch else (launch + self.launch) / 2
+            if launch < ahead:
+                break
+        return seconds
+
+    def _launched(self, call: Call) -> tuple[_Seconds, float, float]:
+        """Of a call, of its launch, and what the GPU was kept busy for before it."""
         # While the GPU writes the buffer, the CPU gets ahead of it: what is timed is the call, not its launch.
         index = torch.cuda.current_device()
-        for _ in range(1 + math.ceil(_MARGIN * self.launch / _flush_seconds(index))):
+        writes = 1 + math.ceil(_MARGIN * min(self.launch, _FURTHEST) / _flush_seconds(index))
+        for _ in range(writes):
             _flush_buffer(index).zero_()
         begin, middle, end = (_event() for _ in range(3))
         start = time.perf_counter()
         begin.record()
         _run(call, middle.record)
         end.record()
-        self.launch = min(self.launch, time.perf_counter() - start)
+        launch = time.perf_counter() - start
         end.synchronize()
         first = float(begin.elapsed_time(middle)) * 1e-3 if isinstance(call, Parts) else 0.0
-        return float(begin.elapsed_time(end)) * 1e-3, first
+        return (float(begin.elapsed_time(end)) * 1e-3, first), launch, writes * _flush_seconds(index)
 
 
 @lru_cache(maxsize=8)

@@ -72,28 +72,30 @@ def steps():
         line = json.loads(text)
         assert line["ok"] and line["backend"] == "auto", line["problem"]
         ratios = found.setdefault((line["suite"], line["precision"]), {})
-        ratios[line["problem"]] = line["eager_us"] / line["us"]
+        ours = any(plan["backend"] == "native" for plan in line["plans"])
+        ratios[line["problem"]] = line["eager_us"] / line["us"], ours
     return found
 
 
 @pytest.mark.parametrize(
     ("suite", "precision", "lines", "gain"),
     [
-        ("kernelbench", "tf32", 17, 2.7),
-        ("kernelbench", "bf16", 17, 1.7),
-        ("zoo", "tf32", 64, 1.3),
-        ("zoo", "bf16", 64, 1.25),
+        ("kernelbench", "tf32", 17, 3.0),
+        ("kernelbench", "bf16", 17, 2.15),
+        ("zoo", "tf32", 64, 1.6),
+        ("zoo", "bf16", 64, 1.6),
     ],
 )
 def test_training_steps_gain_what_the_documentation_says(steps, suite, precision, lines, gain):
     ratios = steps[suite, precision]
     assert len(ratios) == lines
-    assert math.exp(sum(map(math.log, ratios.values())) / lines) >= gain
-    # Steps of a sixth of a millisecond are bound by Python before and after the kernels.
-    assert min(ratios.values()) >= 0.8, min(ratios.items(), key=lambda entry: entry[1])
+    assert math.exp(sum(math.log(ratio) for ratio, _ in ratios.values()) / lines) >= gain
+    # What is PyTorch's altogether is the same call in both columns.
+    slow = {name: ratio for name, (ratio, ours) in ratios.items() if ours and ratio < 0.95}
+    assert not slow
 
 
-@pytest.mark.parametrize(("layout", "gain"), (("contiguous", 2.10), ("channels_last", 1.87)))
+@pytest.mark.parametrize(("layout", "gain"), (("contiguous", 2.07), ("channels_last", 1.85)))
 def test_the_gpu_rule_knows_what_adding_a_bias_takes_pytorch(layout, gain):
     """Forwards of layers with a bias: eager's as measured in training steps, native ones add it on the way out."""
     native = {}
@@ -118,7 +120,7 @@ def test_the_gpu_rule_knows_what_adding_a_bias_takes_pytorch(layout, gain):
     ("suite", "precision", "gain"),
     [
         ("kernelbench", "tf32", 2.99), ("kernelbench", "bf16", 2.01), ("kernelbench", "ieee", 2.93),
-        ("zoo", "tf32", 1.56), ("zoo", "bf16", 1.51), ("zoo", "ieee", 1.44),
+        ("zoo", "tf32", 1.63), ("zoo", "bf16", 1.60), ("zoo", "ieee", 1.44),
     ],
 )  # fmt: skip
 def test_the_gpu_rule_gains_what_the_documentation_says(suite, precision, gain):
