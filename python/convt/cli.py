@@ -170,6 +170,10 @@ def _add_suite(bench: argparse.ArgumentParser, suite: str) -> None:
     )
     bench.add_argument("--seconds", type=_positive, default=0.5, help="time to measure each line for (0.5)")
     bench.add_argument("--quick", action="store_true", help="three turns per line, no torch.compile: numbers are rough")
+    bench.add_argument(
+        "--graph-below", type=_positive, metavar="US", default=0.0,
+        help="replay calls from a CUDA graph where the machine's least time is less than this, microseconds (never)",
+    )  # fmt: skip
     bench.add_argument("--stop-after", type=_positive, metavar="SECONDS", help="begin no further line after this time")
     bench.add_argument("--out", type=Path, help="append JSON lines to this file")
     bench.add_argument("--resume", action="store_true", help="leave out what --out has of this commit and machine")
@@ -270,6 +274,7 @@ def _bench_suite(options: argparse.Namespace) -> int:
         sizes=sizes,
         quick=options.quick,
         seconds=0.05 if options.quick else options.seconds,
+        graph_below=options.graph_below,
     )
 
     def restart(left: float | None) -> None:

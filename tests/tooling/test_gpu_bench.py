@@ -1,5 +1,6 @@
 """`convt bench` of a GPU that is only pretended: every configuration, and what is kept when the GPU is lost."""
 
+import dataclasses
 import json
 import threading
 import time
@@ -166,6 +167,29 @@ def test_of_forward_and_backward_every_operator_has_its_plan(pretended, tmp_path
     forced += [(operator, "64x256x16") for operator in plan.OPERATORS]
     forced += [("grad_weight", "simt")]  # the others' plans are known by now
     assert pretended["forced"] == forced
+
+
+@pytest.mark.parametrize("refuses", (False, True))
+def test_light_calls_are_replayed(pretended, monkeypatch, tmp_path, refuses):
+    """All of a case or none: a graph is quicker to launch."""
+    recorded, real = [], devices.Cuda.recorded
+
+    def record(device, call):
+        recorded.append(call)
+        if refuses and len(recorded) == 2:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return dataclasses.replace(call, call=call.run(lambda inner: inner))
+
+    assert real is not devices.Cpu.recorded
+    monkeypatch.setattr(devices.Cuda, "recorded", record)
+    out = tmp_path / "lines.jsonl"
+    for limit, told in ((1e-3, None), (1e9, not refuses)):
+        out.unlink(missing_ok=True)
+        options = dataclasses.replace(OPTIONS, graph_below=limit)
+        assert suite.run(cases("auto"), options, out=out, console=Console()) == 0
+        (line,) = lines_of(out)
+        assert line["ok"] and line["us"] > 0 and line["eager_us"] > 0 and line["graph"] is told
+        assert len(recorded) == (0 if told is None else 2 if refuses else 3), "convt, eager and the best"
 
 
 def test_peak_memory_is_that_of_the_whole_step(monkeypatch):

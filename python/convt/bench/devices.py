@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ import torch
 from convt import _C, plan
 from convt.bench import machine
 from convt.testing import ROUNDINGS
+from convt.timing import Apart
 
 
 class Cpu:
@@ -70,6 +72,10 @@ class Cpu:
                 peak = max(peak, held)
         return peak
 
+    def recorded(self, call: Apart) -> Apart:
+        """The call to be replayed whole, as a CUDA graph; here it is itself."""
+        return call
+
     def poison(self, sizes: Sequence[Sequence[int]], dtype: torch.dtype) -> None:
         """Make what the next results of these sizes are made of NaN, so that a forgotten element shows."""
 
@@ -119,6 +125,24 @@ class Cuda(Cpu):
         call()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
+
+    def recorded(self, call: Apart) -> Apart:
+        """Raises RuntimeError where a call cannot be captured."""
+
+        def capture(inner: Callable[[], object]) -> Callable[[], object]:
+            beside = torch.cuda.Stream()  # type: ignore[no-untyped-call, unused-ignore]
+            beside.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(beside):  # what libraries and allocators make at first
+                for _ in range(2):
+                    inner()
+            torch.cuda.current_stream().wait_stream(beside)
+            graph = torch.cuda.CUDAGraph()
+            # The backward of a step is launched by a thread of autograd's.
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                inner()
+            return graph.replay
+
+        return replace(call, call=call.run(capture))
 
     def poison(self, sizes: Sequence[Sequence[int]], dtype: torch.dtype) -> None:
         torch.cuda.empty_cache()

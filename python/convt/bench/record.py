@@ -45,6 +45,7 @@ class Line:
     us_p20: float | None = None
     us_p80: float | None = None
     turns: int | None = None
+    graph: bool | None = None  # whether all of these calls were replayed from a CUDA graph
     eager_us: float | None = None  # PyTorch at its defaults
     eager_us_p20: float | None = None
     eager_us_p80: float | None = None
