@@ -75,6 +75,11 @@ def test_the_rule_for_gpus(operator):
     # Warpgroups multiply dense layers; grad_weight copies rows past the registers where they have an even length.
     long = [with_geometry((64, 128, size, size), (128, 128, 3, 3)) for size in (100, 99)]
     assert not any(heuristics.is_light(problem, torch.bfloat16) for problem in long)
+    halved = [with_geometry((128, 128, 64, 64), (128, 64, k, k), stride=(2, 2)) for k in (4, 3)]
+    assert not any(heuristics.is_light(problem, torch.bfloat16) for problem in halved)
+    if operator == "grad_weight":
+        whole = [chosen(problem, channels_last=True) for problem in halved]
+        assert whole == ["native", "aten"], "tiles of 128 by 256 without waste"
     assert [chosen(problem) for problem in long] == ["native", "aten" if operator == "grad_weight" else "native"]
     assert chosen(DENSE) == chosen(ODD) == chosen(VOLUME) == "native"
     strict = heuristics.choose_cuda(WIDE, operator, torch.float32, False, "ieee")
