@@ -98,7 +98,7 @@ def test_who_stores(config):
     wanted = problem(1, (24, 40), (9, 16), 4, 2, 1)
     for operand in operands_of(config):
         for copies, way in ((2, "turned"), (3, "rows")):
-            device = {"multiprocessors": 1, "tensor_copies": copies}
+            device = {"multiprocessors": 1, "tensor_copies": copies, "outputs_together": 1}
             made = Call(config, wanted, operand, Layouts(), device)
             assert (made.told["way_in"], made.told["way_out"]) == (way, "rows")
             assert (made.told["slice_stages"] > 1) == (config.endswith("g2") and way == "turned")
