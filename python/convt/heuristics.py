@@ -199,8 +199,10 @@ def _cuda_grad_weight(problem: Problem, strict: bool, half: bool, channels_last:
             return False
         if not strided:
             return few <= 48 or not half
-        if half and problem.rank == 2 and (problem.in_channels, problem.taps * few % 256) == (128, 0) and few <= 64:
-            return True  # tiles of 128 by 256 without waste
+        # Tiles of 128 input channels by 256 pairs of an output channel and a tap have no waste.
+        whole = problem.in_channels == 128 and problem.taps * problem.out_channels % 256 == 0
+        if half and problem.rank == 2 and whole and problem.out_channels <= 64:
+            return True
         return few <= (16 if half else 32) or problem.taps > 100 or (not half and problem.in_channels <= 64)
     if half and (problem.input[-1] % 2 or problem.output[-1] % 2):  # such rows go through registers, or are turned
         return few <= (32 if problem.rank == 1 else 64)

@@ -106,9 +106,9 @@ def test_layers_that_are_pytorchs_altogether(machine):
     assert heuristics.is_light(thin, torch.float32) and natives(thin, torch.float32, False) == 2
     assert not left(thin, True) and not left(thin, False), "one operator gains too much"
     drop = with_geometry((64, 100, 1, 1), (100, 512, 4, 4))
-    assert (
-        natives(drop, torch.float32, False) == 1 and not left(drop, True) and left(drop, True, half := torch.bfloat16)
-    )
+    half = torch.bfloat16
+    assert natives(drop, torch.float32, False) == 1
+    assert not left(drop, True) and left(drop, True, half)
     short = with_geometry((8, 512, 4, 4), (512, 512, 3, 3), stride=(2, 2))
     assert heuristics.is_light(short, torch.float32) and natives(short, torch.float32, False) == 1
     assert left(short, True)
